@@ -1,0 +1,140 @@
+"""The configuration tree. Every section is frozen, refuses unknown keys and states units in its names.
+
+A component gets its own section, never the whole tree. Values live in ``configs/*.yaml``; the defaults stand here.
+Limits that must match SAM3 count processed frames and say so; wall-clock limits are in seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """Which weights to load."""
+
+    name: str = Field("tiny", description="tiny | s0 | s1 | l | sam3 | a Hub id | a local folder")
+    tracker_from: str | None = Field(
+        None, description="Hub id or folder with the SAM3 tracker half; default facebook/sam3 where one is needed"
+    )
+    revision: str | None = Field(None, description="Hub revision (branch, tag or commit) of `name`")
+
+
+class TextConfig(Section):
+    """How phrases become tokens."""
+
+    convention: Literal["transformers", "original"] = Field(
+        "transformers",
+        description="transformers: padded to 32 tokens with a pad mask, as Sam3Processor does; "
+        "original: the authors' 16 tokens, zero-padded, no pad mask",
+    )
+
+
+class DeviceConfig(Section):
+    """Where and in which precision models run."""
+
+    name: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on CUDA, float32 elsewhere"
+    )
+    compile: bool = Field(False, description="torch.compile the image encoder")
+    threads: int = Field(0, ge=0, description="CPU threads for torch; 0 leaves one core to the decode process")
+
+
+class DecodeConfig(Section):
+    """How video becomes frames."""
+
+    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    batch_frames: int = Field(8, ge=1, le=64, description="frames per message from the decode process")
+    queue_batches: int = Field(3, ge=1, le=32, description="messages in flight before the decode process waits")
+    segment_frames: int = Field(256, ge=1, description="frames decord may hold at once")
+    segment_budget_mb: int = Field(512, ge=16, description="memory decord may take for one segment")
+    stall_timeout_s: float = Field(20.0, gt=0, description="a decode process silent for so long is killed")
+    memory_limit_mb: int = Field(4096, ge=256, description="a decode process larger than this is killed")
+
+
+class DetectorConfig(Section):
+    """Text-prompted detection (SAM3's published thresholds)."""
+
+    score_threshold: Probability = Field(0.5, description="detections below are dropped")
+    nms_iou: Probability = Field(0.1, description="mask IoU above which the weaker of two detections is dropped")
+    fill_hole_area_px: int = Field(16, ge=0, description="holes and islands up to this area, low-resolution pixels")
+    batch_frames: int = Field(4, ge=1, le=64, description="frames per call of the image encoder")
+    veto_iou: Probability = Field(0.5, description="mask IoU with a --not-text detection that vetoes a detection")
+    detections: str | None = Field(None, description="a file of detections to use instead of a model")
+
+
+class TrackerConfig(Section):
+    """Memory tracking and its heuristics (names and values: SAM3, section on the video predictor)."""
+
+    name: str = Field("sam3_memory", description="sam3_memory | bytetrack")
+    mode: Literal["exact", "adaptive"] = Field("exact", description="exact: memory attention for every object")
+    max_objects: int = Field(10_000, ge=1, description="live objects per stream; the best-scoring are kept")
+    new_object_score: Probability = Field(0.7, description="a detection needs this score to start an object")
+    match_iou: Probability = Field(0.1, description="an object overlapping a detection by less is another one")
+    track_match_iou: Probability = Field(0.5, description="an object without a detection above this is unmatched")
+    hotstart_delay_frames: int = Field(15, ge=0, description="frames an object is on probation, and output is held")
+    hotstart_unmatched_frames: int = Field(8, ge=1, description="unmatched frames in probation that withdraw it")
+    hotstart_duplicate_frames: int = Field(8, ge=1, description="frames shadowing an older object that withdraw it")
+    suppress_unmatched_only_within_hotstart: bool = True
+    keep_alive_init_frames: int = Field(30, ge=0)
+    keep_alive_max_frames: int = Field(30, ge=0)
+    keep_alive_min_frames: int = Field(-1, le=0)
+    keep_alive_decrease_for_empty: bool = False
+    recondition_every_frames: int = Field(16, ge=0, description="0 switches reconditioning off")
+    recondition_score: Probability = Field(0.8, description="detection confidence that may recondition")
+    recondition_iou: Probability = Field(0.8, description="mask IoU of detection and object that may recondition")
+    recondition_with: Literal["tracked", "detected"] = "tracked"
+    occlusion_suppress_iou: Probability = Field(0.7, description="overlap at which the lately hidden object yields")
+    non_overlapping_memory: bool = Field(True, description="objects of one phrase share no pixel in memory")
+    fill_hole_area_px: int = Field(16, ge=0)
+    refresh_every_frames: int = Field(8, ge=1, description="adaptive: every object is propagated at least this often")
+    high_score: Probability = Field(0.6, description="bytetrack: detections above are matched first")
+    lost_frames: int = Field(30, ge=1, description="bytetrack: frames a lost object can still return")
+
+    @model_validator(mode="after")
+    def _keep_alive_range(self) -> TrackerConfig:
+        if self.keep_alive_init_frames > self.keep_alive_max_frames:
+            raise ValueError("keep_alive_init_frames must not exceed keep_alive_max_frames")
+        return self
+
+
+class OutputConfig(Section):
+    """The run folder."""
+
+    rows_per_part: int = Field(20_000, ge=100, description="a Parquet part is committed after so many rows")
+    frames_per_part: int = Field(2_000, ge=10, description="... or after so many frames")
+    overlay: bool = Field(False, description="also write the annotated video")
+
+
+class SamplingConfig(Section):
+    """Which frames of a file are tracked."""
+
+    stride: int = Field(1, ge=1, description="every Nth frame")
+    start: str | None = Field(None, description="first moment: a frame number, or seconds as `12.5s`")
+    stop: str | None = Field(None, description="end (exclusive): a frame number, or seconds as `90s`")
+
+
+class Config(Section):
+    """The whole tree: what `config.yaml` in a run folder holds."""
+
+    model: ModelConfig = ModelConfig()
+    text: TextConfig = TextConfig()
+    device: DeviceConfig = DeviceConfig()
+    decode: DecodeConfig = DecodeConfig()
+    detector: DetectorConfig = DetectorConfig()
+    tracker: TrackerConfig = TrackerConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    output: OutputConfig = OutputConfig()
+    prompts: tuple[str, ...] = ()
+    not_prompts: tuple[str, ...] = ()
+    boxes: tuple[str, ...] = Field((), description="exemplars as FRAME:x1,y1,x2,y2[:+|:-]")

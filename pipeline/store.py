@@ -1,0 +1,477 @@
+"""The run folder: Parquet parts in time order, a manifest, the effective configuration.
+
+``RUN/masklets/VIDEO_ID/part-00000.parquet ...`` hold one row per masklet per frame, sorted by frame and masklet; a part
+appears by atomic rename, never half-written. ``RUN/manifest.json`` is written by the coordinating process only, also by
+atomic rename; a video is listed in it once it has ended. Reading streams: no function here loads a whole run unless the
+caller asks for a table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from pipeline.errors import RunError, RunExistsError, UsageError
+from pipeline.results import FrameResult
+from pipeline.types import RLE, Masklet
+
+SCHEMA_VERSION = 1
+"""Of the run folder. Readers refuse a newer one; a change that old readers would misread raises it."""
+
+_RLE_TYPE = pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.binary())])
+ROW_SCHEMA = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("frame", pa.int32()),
+        ("pts_s", pa.float64()),
+        ("masklet_id", pa.int32()),
+        ("prompt", pa.string()),
+        ("score", pa.float32()),
+        ("x1", pa.float32()),
+        ("y1", pa.float32()),
+        ("x2", pa.float32()),
+        ("y2", pa.float32()),
+        ("area_px", pa.int32()),
+        ("rle", _RLE_TYPE),
+    ]
+)
+"""Column order and types of ``RUN/masklets``."""
+
+
+@dataclass(slots=True)
+class VideoEntry:
+    """One video in the manifest, listed once it has ended."""
+
+    video_id: str
+    uri: str
+    status: str
+    """``done``, ``partial`` (fewer frames than promised, or interrupted) or ``failed``."""
+    width: int = 0
+    height: int = 0
+    fps: str | None = None
+    """Average rate as an exact fraction, such as ``30000/1001``."""
+    num_frames: int = 0
+    """Frames the source has (those that decode); ``frame`` in the rows is below it."""
+    num_tracked: int = 0
+    """Frames that were tracked (fewer with ``--stride``, ``--start`` or ``--stop``)."""
+    num_masklets: int = 0
+    decoder: str = ""
+    """The decoder that did most of the work; ``decoders`` has all."""
+    error: str | None = None
+    decoders: dict[str, int] = field(default_factory=dict)
+    """Frames by decoder."""
+    duration_s: float | None = None
+    counters: dict[str, int] = field(default_factory=dict)
+    """What was dropped or taken back: ``withdrawn``, ``over_budget``, ``non_finite`` ..."""
+    timings_s: dict[str, float] = field(default_factory=dict)
+    """Wall-clock seconds per stage, and ``total``."""
+
+
+@dataclass(slots=True)
+class Manifest:
+    """``manifest.json``. ``status`` is ``running``, ``complete`` (see the videos' own) or ``interrupted``."""
+
+    masklet_version: str
+    model: dict[str, str]
+    prompts: list[str]
+    not_prompts: list[str]
+    config_digest: str
+    status: str = "running"
+    videos: list[VideoEntry] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+    def put(self, entry: VideoEntry) -> None:
+        """Add the entry, replacing one of the same video."""
+        self.videos = [v for v in self.videos if v.video_id != entry.video_id] + [entry]
+        self.counts = {
+            "videos": len(self.videos),
+            **{s: sum(v.status == s for v in self.videos) for s in ("done", "partial", "failed")},
+            "frames": sum(v.num_tracked for v in self.videos),
+            "masklets": sum(v.num_masklets for v in self.videos),
+        }
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write, fsync and rename, so that ``path`` holds either its old or its new content after any crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make a rename durable (needed on POSIX; NFS too)."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def rows_table(results: Sequence[FrameResult]) -> pa.Table:
+    """The rows of these frames, in their order, as a table of :data:`ROW_SCHEMA`."""
+    counts = [len(r) for r in results]
+    xyxy = np.concatenate([r.xyxy for r in results] or [np.zeros((0, 4), np.float32)]).astype(np.float32)
+    rles = [rle for r in results for rle in r.rles]
+    columns: list[Any] = [
+        np.repeat(np.array([r.video_id for r in results], dtype=object), counts),
+        np.repeat(np.array([r.index for r in results], np.int32), counts),
+        np.repeat(np.array([r.pts_s for r in results], np.float64), counts),
+        np.concatenate([r.masklet_id for r in results] or [np.zeros(0, np.int32)]).astype(np.int32),
+        [p for r in results for p in r.prompt],
+        np.concatenate([r.score for r in results] or [np.zeros(0, np.float32)]).astype(np.float32),
+        *(np.ascontiguousarray(xyxy[:, i]) for i in range(4)),
+        np.concatenate([r.area_px() for r in results] or [np.zeros(0, np.int32)]).astype(np.int32),
+        [{"size": list(r.size), "counts": r.counts} for r in rles],
+    ]
+    arrays = [pa.array(c, type=f.type) for c, f in zip(columns, ROW_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
+
+
+class VideoWriter:
+    """Appends one video's frames, in time order, as atomically committed Parquet parts. A context manager.
+
+    A part is committed after ``rows_per_part`` rows or ``frames_per_part`` frames, so memory is bounded and what was
+    committed survives a crash. Leaving the context without an error commits the rest; with an error, nothing more.
+    A video without a single object still gets one empty part: readers need its schema.
+    """
+
+    def __init__(self, folder: Path, *, rows_per_part: int = 20_000, frames_per_part: int = 2_000) -> None:
+        self._folder = folder
+        self._rows_per_part, self._frames_per_part = rows_per_part, frames_per_part
+        self._pending: list[FrameResult] = []
+        self._rows = 0
+        self._parts = 0
+        self._last_index = -1
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, result: FrameResult) -> None:
+        """Append a frame; ``ValueError`` if it is not after the last one."""
+        if result.index <= self._last_index:
+            raise ValueError(f"frame {result.index} of {result.video_id} comes after frame {self._last_index}")
+        self._last_index = result.index
+        self._pending.append(result)
+        self._rows += len(result)
+        if self._rows >= self._rows_per_part or len(self._pending) >= self._frames_per_part:
+            self.commit()
+
+    def commit(self) -> None:
+        """Commit what is pending as the next part."""
+        if not self._rows and self._parts:
+            self._pending.clear()
+            return
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows_table(self._pending), sink, compression="zstd")
+        write_atomically(self._folder / f"part-{self._parts:05d}.parquet", sink.getvalue().to_pybytes())
+        self._parts += 1
+        self._rows = 0
+        self._pending.clear()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.commit()
+
+
+class RunWriter:
+    """Creates or continues a run folder and keeps its manifest."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    @classmethod
+    def create(
+        cls, folder: Path, manifest: Manifest, config_yaml: str, *, resume: bool = False, overwrite: bool = False
+    ) -> RunWriter:
+        """Start a run, or continue one of the same plan.
+
+        Raises:
+            RunExistsError: the folder has content and neither ``resume`` nor ``overwrite`` is set, or it is no run.
+            UsageError: the folder cannot be written, or ``resume`` meets another plan (the message names what changed).
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            _check_reusable(folder, resume=resume, overwrite=overwrite)
+            if resume and (folder / "manifest.json").exists():
+                manifest = _continue(read_manifest(folder), manifest)
+            else:
+                _remove_run(folder)
+        writer = cls(folder, manifest)
+        try:
+            (folder / "masklets").mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "config.yaml", config_yaml.encode())
+            writer.save()
+        except OSError as error:
+            raise UsageError("cannot write the run folder", str(folder), str(error.strerror or error)) from error
+        return writer
+
+    def save(self) -> None:
+        """Write the manifest."""
+        text = json.dumps(asdict(self.manifest), indent=1, ensure_ascii=False)
+        write_atomically(self.folder / "manifest.json", (text + "\n").encode())
+
+    def finished(self, video_id: str) -> bool:
+        """Whether this video needs no more work: done, or partial for a reason that a new try would meet again."""
+        return any(
+            v.video_id == video_id and (v.status == "done" or (v.status == "partial" and not _interrupted(v)))
+            for v in self.manifest.videos
+        )
+
+    def video(self, video_id: str, *, rows_per_part: int, frames_per_part: int) -> VideoWriter:
+        """A writer for this video; what an earlier try left of it is removed."""
+        folder = self.folder / "masklets" / video_id
+        shutil.rmtree(folder, ignore_errors=True)
+        return VideoWriter(folder, rows_per_part=rows_per_part, frames_per_part=frames_per_part)
+
+    def end_video(self, entry: VideoEntry) -> None:
+        """List a video that has ended; the rows of a failed one are removed."""
+        if entry.status == "failed":
+            shutil.rmtree(self.folder / "masklets" / entry.video_id, ignore_errors=True)
+        self.manifest.put(entry)
+        self.save()
+
+
+INTERRUPTED = "interrupted"
+
+
+def _interrupted(entry: VideoEntry) -> bool:
+    return (entry.error or "").startswith(INTERRUPTED)
+
+
+def _check_reusable(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    if not folder.is_dir():
+        raise RunExistsError("the output is a file, not a folder", str(folder), "choose another -o")
+    if not (folder / "manifest.json").exists() and not _only_ours(folder):
+        raise RunExistsError("the folder exists and is not a run", str(folder), "choose another -o")
+    if not resume and not overwrite:
+        raise RunExistsError(
+            "the run exists", str(folder), "add --resume to continue it, --overwrite to replace it, or choose another -o"
+        )
+
+
+def _only_ours(folder: Path) -> bool:
+    """Whether nothing but a run's own files stand here (a run killed before its first manifest)."""
+    return {p.name for p in folder.iterdir() if not p.name.startswith(".")} <= {"config.yaml", "masklets"}
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove a run's own files, and nothing a user may have put beside them."""
+    for name in ("manifest.json", "config.yaml", "overlay.mp4"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("masklets", "overlays"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _continue(old: Manifest, new: Manifest) -> Manifest:
+    """The old manifest, running again; refused when the plan changed."""
+    changed = [
+        name
+        for name, a, b in (
+            ("phrases", old.prompts, new.prompts),
+            ("--not-text", old.not_prompts, new.not_prompts),
+            ("model weights", old.model.get("fingerprint"), new.model.get("fingerprint")),
+            ("configuration", old.config_digest, new.config_digest),
+        )
+        if a != b
+    ]
+    if changed:
+        raise UsageError(
+            "the run was made with another plan", f"changed: {', '.join(changed)}", "repeat its options, or --overwrite"
+        )
+    old.status = "running"
+    old.sources = list(dict.fromkeys([*old.sources, *new.sources]))
+    return old
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``manifest.json``.
+
+    Raises:
+        RunError: missing, damaged, or of a newer schema.
+    """
+    path = folder / "manifest.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        version = int(raw["schema_version"])
+        if version > SCHEMA_VERSION:
+            raise RunError("the run was written by a newer masklet", str(folder), "upgrade masklet")
+        known = {f for f in Manifest.__dataclass_fields__}
+        entry_fields = set(VideoEntry.__dataclass_fields__)
+        videos = [VideoEntry(**{k: v for k, v in e.items() if k in entry_fields}) for e in raw["videos"]]
+        return Manifest(**{**{k: v for k, v in raw.items() if k in known}, "videos": videos})
+    except FileNotFoundError:
+        raise RunError("not a run folder: it has no manifest.json", str(folder), "give the -o of `masklet track`") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise RunError("manifest.json is damaged", str(folder), f"{type(error).__name__}: {error}") from error
+
+
+class Run:
+    """A finished (or running) run folder, read without loading it whole."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    def __repr__(self) -> str:
+        counts = self.manifest.counts
+        return f"Run({str(self.folder)!r}, videos={counts.get('videos', 0)}, masklets={counts.get('masklets', 0)})"
+
+    @property
+    def videos(self) -> list[VideoEntry]:
+        """The videos that ended, failed ones included."""
+        return list(self.manifest.videos)
+
+    def video(self, video_id: str | None = None) -> VideoEntry:
+        """This video's entry; without an id, the only one.
+
+        Raises:
+            UsageError: no such video, or several and no id (the message lists them).
+        """
+        ids = [v.video_id for v in self.manifest.videos]
+        if video_id is None and len(ids) == 1:
+            return self.manifest.videos[0]
+        for entry in self.manifest.videos:
+            if entry.video_id == video_id:
+                return entry
+        shown = ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else "")
+        what = "the run has several videos" if video_id is None else f"no video {video_id!r} in this run"
+        raise UsageError(what, str(self.folder), f"name one of: {shown}")
+
+    def dataset(self, video_id: str | None = None) -> pads.Dataset:
+        """All rows, or one video's, as a lazy :class:`pyarrow.dataset.Dataset`."""
+        folder = self.folder / "masklets"
+        return pads.dataset(folder / video_id if video_id else folder, schema=ROW_SCHEMA, format="parquet")
+
+    def table(self, video_id: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows as one table in memory; leave out ``rle`` in ``columns`` where masks are not needed."""
+        table = self.dataset(video_id).to_table(columns=list(columns) if columns else None)
+        keys = [k for k in ("video_id", "frame", "masklet_id") if k in table.column_names]
+        return table.sort_by([(k, "ascending") for k in keys]) if keys else table
+
+    def parts(self, video_id: str) -> list[Path]:
+        """This video's part files in time order."""
+        return sorted((self.folder / "masklets" / video_id).glob("part-*.parquet"))
+
+    def frames(self, video_id: str) -> Iterator[FrameResult]:
+        """The frames with objects, in time order, one part in memory at a time.
+
+        Raises:
+            RunError: a part is damaged or its columns are not those of a run.
+        """
+        entry = self.video(video_id)
+        size = (entry.height, entry.width)
+        for path in self.parts(video_id):
+            yield from _frames_of(_read_part(path), video_id, size)
+
+    def masklets(
+        self, *, video_id: str | None = None, prompt: str | None = None, min_frames: int = 1
+    ) -> Iterator[Masklet]:
+        """The masklets, by video and id; one video's rows are in memory at a time."""
+        for entry in self.manifest.videos:
+            if entry.status != "failed" and video_id in (None, entry.video_id):
+                yield from _masklets_of(self.table(entry.video_id), entry.video_id, prompt, min_frames)
+
+    def export(self, formats: str | Sequence[str], out: str | Path) -> list[Path]:
+        """Write this run in other tools' formats (``masklet export --list``); returns the files."""
+        from pipeline.sinks import export_run
+
+        names = formats.split(",") if isinstance(formats, str) else list(formats)
+        return export_run(self, names, Path(out))
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open a run folder for reading.
+
+    Raises:
+        RunError: not a run folder, damaged, or written by a newer version.
+    """
+    return Run(Path(folder), read_manifest(Path(folder)))
+
+
+def _read_part(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise RunError("a part is damaged", str(path), "track this video again with --resume") from error
+    if table.schema.names != ROW_SCHEMA.names:
+        raise RunError("a part has other columns than a run's", str(path), f"expected {ROW_SCHEMA.names}")
+    return table
+
+
+def _rles(column: pa.ChunkedArray) -> list[RLE]:
+    return [RLE((r["size"][0], r["size"][1]), r["counts"]) for r in column.to_pylist()]
+
+
+def _xyxy(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.stack([table[c].to_numpy() for c in ("x1", "y1", "x2", "y2")], axis=1).astype(np.float32)
+
+
+def _frames_of(table: pa.Table, video_id: str, size: tuple[int, int]) -> Iterator[FrameResult]:
+    frames = table["frame"].to_numpy()
+    starts = np.flatnonzero(np.r_[True, frames[1:] != frames[:-1]]) if len(frames) else np.zeros(0, np.int64)
+    for start, stop in zip(starts, [*starts[1:], len(frames)], strict=True):
+        rows = table.slice(start, stop - start)
+        yield FrameResult(
+            video_id,
+            int(frames[start]),
+            float(rows["pts_s"][0].as_py()),
+            size,
+            rows["masklet_id"].to_numpy().astype(np.int32),
+            tuple(rows["prompt"].to_pylist()),
+            rows["score"].to_numpy().astype(np.float32),
+            _xyxy(rows),
+            tuple(_rles(rows["rle"])),
+        )
+
+
+def _masklets_of(table: pa.Table, video_id: str, prompt: str | None, min_frames: int) -> Iterator[Masklet]:
+    for masklet_id in sorted(pc.unique(table["masklet_id"]).to_pylist()):
+        rows = table.filter(pc.equal(table["masklet_id"], masklet_id))
+        phrase = rows["prompt"][0].as_py()
+        if len(rows) < min_frames or prompt not in (None, phrase):
+            continue
+        yield Masklet(
+            masklet_id,
+            video_id,
+            phrase,
+            rows["frame"].to_numpy().astype(np.int64),
+            rows["pts_s"].to_numpy().astype(np.float64),
+            rows["score"].to_numpy().astype(np.float32),
+            _xyxy(rows),
+            tuple(_rles(rows["rle"])),
+        )
+
+
+def fps_fraction(entry: VideoEntry) -> Fraction | None:
+    """The entry's frame rate as a number."""
+    return Fraction(entry.fps) if entry.fps else None
+
+
+def entry_dict(entry: VideoEntry) -> Mapping[str, Any]:
+    """The entry as plain values, for JSON."""
+    return asdict(entry)
