@@ -271,7 +271,9 @@ def _check_reusable(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise RunExistsError("the folder exists and is not a run", str(folder), "choose another -o")
     if not resume and not overwrite:
         raise RunExistsError(
-            "the run exists", str(folder), "add --resume to continue it, --overwrite to replace it, or choose another -o"
+            "the run exists",
+            str(folder),
+            "add --resume to continue it, --overwrite to replace it, or choose another -o",
         )
 
 
@@ -326,7 +328,9 @@ def read_manifest(folder: Path) -> Manifest:
         videos = [VideoEntry(**{k: v for k, v in e.items() if k in entry_fields}) for e in raw["videos"]]
         return Manifest(**{**{k: v for k, v in raw.items() if k in known}, "videos": videos})
     except FileNotFoundError:
-        raise RunError("not a run folder: it has no manifest.json", str(folder), "give the -o of `masklet track`") from None
+        raise RunError(
+            "not a run folder: it has no manifest.json", str(folder), "give the -o of `masklet track`"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise RunError("manifest.json is damaged", str(folder), f"{type(error).__name__}: {error}") from error
 
@@ -434,7 +438,7 @@ def _xyxy(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
 def _frames_of(table: pa.Table, video_id: str, size: tuple[int, int]) -> Iterator[FrameResult]:
     frames = table["frame"].to_numpy()
     starts = np.flatnonzero(np.r_[True, frames[1:] != frames[:-1]]) if len(frames) else np.zeros(0, np.int64)
-    for start, stop in zip(starts, [*starts[1:], len(frames)], strict=True):
+    for start, stop in zip(starts, [*starts[1:], len(frames)][: len(starts)], strict=True):
         rows = table.slice(start, stop - start)
         yield FrameResult(
             video_id,
