@@ -1,0 +1,1 @@
+"""The validated configuration tree and the packaged presets."""

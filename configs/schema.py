@@ -135,6 +135,7 @@ class Config(Section):
     tracker: TrackerConfig = TrackerConfig()
     sampling: SamplingConfig = SamplingConfig()
     output: OutputConfig = OutputConfig()
+    sources: tuple[str, ...] = Field((), description="what to track when the command line names nothing")
     prompts: tuple[str, ...] = ()
     not_prompts: tuple[str, ...] = ()
     boxes: tuple[str, ...] = Field((), description="exemplars as FRAME:x1,y1,x2,y2[:+|:-]")

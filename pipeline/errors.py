@@ -12,7 +12,7 @@ MaskletError                    exit 2 unless said otherwise
 ├── DeviceError                 the device asked for does not exist, or is out of memory
 ├── RunError                    a run folder is damaged, foreign or of another schema version
 ├── FormatError                 a file to import, export or evaluate against is malformed
-└── InterruptedRun              Ctrl-C or SIGTERM: what is finished stays valid (exit 130)
+└── RunInterruptedError              Ctrl-C or SIGTERM: what is finished stays valid (exit 130)
 
 An error says WHAT is wrong, WHERE (file, video, frame) and WHAT TO DO. Each is handled exactly once:
 `pipeline.cli` turns it into one line and an exit code.
@@ -86,7 +86,7 @@ class FormatError(MaskletError):
     """A file of a foreign format that is malformed or does not match."""
 
 
-class InterruptedRun(MaskletError):
+class RunInterruptedError(MaskletError):
     """The user or the system interrupted the job; what is finished stays valid."""
 
     exit_code = 130

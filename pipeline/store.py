@@ -323,7 +323,7 @@ def read_manifest(folder: Path) -> Manifest:
         version = int(raw["schema_version"])
         if version > SCHEMA_VERSION:
             raise RunError("the run was written by a newer masklet", str(folder), "upgrade masklet")
-        known = {f for f in Manifest.__dataclass_fields__}
+        known = set(Manifest.__dataclass_fields__)
         entry_fields = set(VideoEntry.__dataclass_fields__)
         videos = [VideoEntry(**{k: v for k, v in e.items() if k in entry_fields}) for e in raw["videos"]]
         return Manifest(**{**{k: v for k, v in raw.items() if k in known}, "videos": videos})

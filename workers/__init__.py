@@ -1,0 +1,1 @@
+"""Plain worker classes that decode and track, and the executors that run them."""

@@ -1,0 +1,222 @@
+"""The public functions: from a configuration to the parts, and the parts to a flow. Nothing else wires objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from configs.load import digest, load_config, to_yaml
+from configs.schema import Config
+from pipeline.errors import SourceError, UsageError
+from pipeline.job import Job, ProgressListener, Silent
+from pipeline.results import FrameResult
+from pipeline.sources.file import VideoItem, expand
+from pipeline.store import Manifest, RunWriter
+from pipeline.types import BoxPrompt, Prompts
+from workers.local_executor import LocalExecutor
+
+
+def masklet_version() -> str:
+    """Version of the installed package, ``0+source`` from a bare checkout."""
+    try:
+        return version("masklet")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+def track(
+    source: str | Path | Sequence[str | Path],
+    text: str | Sequence[str] = (),
+    *,
+    not_text: str | Sequence[str] = (),
+    boxes: Sequence[str] = (),
+    model: str | None = None,
+    tracker: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    conf: float | None = None,
+    config: str | None = None,
+    set: Sequence[str] = (),  # noqa: A002 - the command line's name
+) -> Iterator[FrameResult]:
+    """Track every instance of the phrases through one or several videos; frames come out in order, late by hotstart.
+
+    A generator with flat memory: results are yielded as they become final, every frame of the video exactly once.
+
+    Args:
+        source: a file, folder, glob, manifest or URL, or several of them.
+        text: the phrases to find.
+        not_text: phrases whose objects are vetoed.
+        boxes: exemplars as ``FRAME:x1,y1,x2,y2[:+|:-]``.
+        model: ``tiny`` (default), ``s0``, ``s1``, ``l``, ``sam3``, a Hub id or a local folder.
+        tracker: ``sam3_memory`` (default) or ``bytetrack``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        conf: confidence that starts a masklet, 0..1.
+        config: a YAML file or preset name.
+        set: further assignments, ``section.key=value``.
+
+    Raises:
+        MaskletError: see :mod:`pipeline.errors`.
+    """
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    values = option_values(
+        text=_listed(text),
+        not_text=_listed(not_text),
+        boxes=list(boxes),
+        model=model,
+        tracker=tracker,
+        device=device,
+        dtype=dtype,
+        conf=conf,
+    )
+    effective = load_config(config, set, values)
+    return _results(effective, expand([str(s) for s in sources]))
+
+
+def _results(config: Config, items: Sequence[VideoItem]) -> Iterator[FrameResult]:
+    with open_executor(config) as executor:
+        for item in items:
+            yield from executor.run(item)
+
+
+def option_values(
+    *,
+    text: Sequence[str] = (),
+    not_text: Sequence[str] = (),
+    boxes: Sequence[str] = (),
+    model: str | None = None,
+    tracker: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    conf: float | None = None,
+    decoder: str | None = None,
+    stride: int | None = None,
+    start: str | None = None,
+    stop: str | None = None,
+    detections: str | None = None,
+    overlay: bool | None = None,
+) -> dict[str, Any]:
+    """Options of the command line as a configuration tree; what is not given is left out.
+
+    ``conf`` is the confidence that starts a masklet; detections down to 5/7 of it (SAM3's 0.5 : 0.7) keep one alive.
+    """
+    return {
+        "prompts": list(text) or None,
+        "not_prompts": list(not_text) or None,
+        "boxes": list(boxes) or None,
+        "model": {"name": model},
+        "tracker": {"name": tracker, "new_object_score": conf},
+        "detector": {"score_threshold": None if conf is None else round(conf * 5 / 7, 6), "detections": detections},
+        "device": {"name": device, "dtype": dtype},
+        "decode": {"decoder": decoder},
+        "sampling": {"stride": stride, "start": start, "stop": stop},
+        "output": {"overlay": overlay},
+    }
+
+
+def track_to_run(
+    config: Config,
+    sources: Sequence[str],
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    listener: ProgressListener | None = None,
+) -> Manifest:
+    """Track the sources into the run folder ``out``; ``masklet track``.
+
+    Raises:
+        SourceError: nothing could be read at all; otherwise unreadable videos are entries with status ``failed``.
+        RunExistsError, UsageError: see :meth:`pipeline.store.RunWriter.create`.
+    """
+    items = expand(list(sources) or list(config.sources))
+    if not items:
+        raise UsageError("no source given", "", "name a video, a folder, a glob, a manifest or a URL")
+    config = config.model_copy(update={"sources": tuple(sources) or config.sources})
+    with open_executor(config) as executor:
+        run = RunWriter.create(out, _manifest(config, items), to_yaml(config), resume=resume, overwrite=overwrite)
+        manifest = Job(config, run, executor).execute(items, listener or Silent())
+    if all(v.status == "failed" for v in manifest.videos):
+        raise SourceError(manifest.videos[0].error or "nothing could be read")
+    return manifest
+
+
+def _manifest(config: Config, items: Sequence[VideoItem]) -> Manifest:
+    return Manifest(
+        masklet_version(),
+        model_identity(config),
+        list(config.prompts),
+        list(config.not_prompts),
+        digest(config),
+        sources=[i.uri for i in items],
+    )
+
+
+def model_identity(config: Config) -> dict[str, str]:
+    """``id`` and ``fingerprint`` of the weights (or of the detections file) a run was made with."""
+    if config.detector.detections is not None:
+        return {"id": f"detections:{config.detector.detections}", "fingerprint": ""}
+    from pipeline.checkpoints import open_checkpoint
+
+    checkpoint = open_checkpoint(config.model)
+    return {"id": checkpoint.name, "fingerprint": checkpoint.fingerprint}
+
+
+def open_executor(config: Config) -> LocalExecutor:
+    """Encode the phrases once and load the models.
+
+    Raises:
+        UsageError: nothing to look for, or an empty phrase.
+    """
+    boxes = [parse_box(b) for b in config.boxes]
+    prompts = encode_prompts(config, has_boxes=bool(boxes))
+    return LocalExecutor(config, prompts, boxes)
+
+
+def encode_prompts(config: Config, *, has_boxes: bool = False) -> Prompts:
+    """The phrases as embeddings, all in one batch; the text encoder is gone again when this returns.
+
+    Raises:
+        UsageError: no phrase and no box, or an empty phrase.
+    """
+    phrases = list(config.prompts) or (["visual"] if has_boxes else [])
+    if config.detector.detections is not None:
+        return _scripted_prompts(config, phrases)
+    if not phrases:
+        raise UsageError("nothing to look for", "", 'add --text "red car" (repeatable), or --box')
+    from pipeline.checkpoints import open_checkpoint
+
+    return open_checkpoint(config.model).encode(phrases, list(config.not_prompts), config.text.convention)
+
+
+def _scripted_prompts(config: Config, phrases: Sequence[str]) -> Prompts:
+    from pipeline.detectors.scripted import scripted_prompts
+
+    return scripted_prompts(config.detector, phrases)
+
+
+def parse_box(text: str) -> BoxPrompt:
+    """``FRAME:x1,y1,x2,y2`` with ``:+`` (default) or ``:-``.
+
+    Raises:
+        UsageError: anything else, or an empty box.
+    """
+    try:
+        frame, box, *sign = text.split(":")
+        x1, y1, x2, y2 = (float(v) for v in box.split(","))
+        if len(sign) > 1 or (sign and sign[0] not in "+-") or not (x1 < x2 and y1 < y2):
+            raise ValueError(text)
+        return BoxPrompt(int(frame), (x1, y1, x2, y2), sign != ["-"])
+    except ValueError:
+        raise UsageError(f"bad box {text!r}", "", "write FRAME:x1,y1,x2,y2 and optionally :+ or :-") from None
+
+
+def _listed(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def summary(manifest: Manifest) -> Mapping[str, Any]:
+    """What ``masklet track --json`` prints."""
+    return {"status": manifest.status, "counts": manifest.counts, "videos": [v.video_id for v in manifest.videos]}

@@ -1,0 +1,233 @@
+"""The `masklet` command: options in, exit codes out. Everything it does is a call into the modules below it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.console import LiveProgress, Output, command
+
+app = typer.Typer(
+    name="masklet",
+    help="Find every instance of a phrase in video, follow each one through time, and get its masks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Text = Annotated[list[str] | None, typer.Option("--text", "-t", help="Phrase to find; repeat for several.")]
+NotText = Annotated[list[str] | None, typer.Option("--not-text", help="Objects that match this phrase are vetoed.")]
+Box = Annotated[
+    list[str] | None,
+    typer.Option("--box", help="FRAME:x1,y1,x2,y2[:+|:-]: find everything like this / not like this."),
+]
+Model = Annotated[str | None, typer.Option(help="tiny, s0, s1, l, sam3, a Hub id or a local folder.")]
+TrackerName = Annotated[str | None, typer.Option("--tracker", help="sam3_memory or bytetrack.")]
+Conf = Annotated[float | None, typer.Option(help="Confidence that starts a masklet, 0..1.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N] or mps.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file or preset (default, fast, accurate).")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+@app.command()
+@command
+def track(
+    output: Output,
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SOURCE...", help="Videos, folders, globs, manifests (.txt .csv .jsonl), URLs."),
+    ] = None,
+    text: Text = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="RUN", help="The run folder to write.")] = None,
+    not_text: NotText = None,
+    box: Box = None,
+    model: Model = None,
+    tracker: TrackerName = None,
+    conf: Conf = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    stride: Annotated[int | None, typer.Option(help="Track every Nth frame.")] = None,
+    start: Annotated[str | None, typer.Option(help="First frame number, or seconds as 4.5s.")] = None,
+    stop: Annotated[str | None, typer.Option(help="End (exclusive): frame number, or seconds as 9s.")] = None,
+    decoder: Annotated[str | None, typer.Option(help="auto, decord or pyav.")] = None,
+    detections: Annotated[str | None, typer.Option(help="Detections (MOT, COCO, Parquet) instead of a model.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run: do what is missing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that exists.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write the annotated video.")] = False,
+    config: ConfigFile = None,
+    set_: Set = None,
+) -> int:
+    """Track every instance of the phrases and write a run folder."""
+    from configs.load import load_config
+    from pipeline import api, report
+    from pipeline.errors import UsageError
+
+    values = api.option_values(
+        text=text or (),
+        not_text=not_text or (),
+        boxes=box or (),
+        model=model,
+        tracker=tracker,
+        device=device,
+        dtype=dtype,
+        conf=conf,
+        decoder=decoder,
+        stride=stride,
+        start=start,
+        stop=stop,
+        detections=detections,
+        overlay=overlay or None,
+    )
+    effective = load_config(config, set_ or (), values)
+    if out is None:
+        raise UsageError("no run folder given", "", "add -o RUN")
+    with LiveProgress(output, len(source or effective.sources)) as progress:
+        manifest = api.track_to_run(effective, source or [], out, resume=resume, overwrite=overwrite, listener=progress)
+    if effective.output.overlay:
+        api.write_overlays(out)
+    output.result(report.as_dict(out, manifest), report.table(out, manifest))
+    return 1 if any(v.status == "failed" for v in manifest.videos) else 0
+
+
+@app.command()
+@command
+def demo(
+    output: Output,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where to write the run.")] = Path(
+        "masklet-demo"
+    ),
+) -> int:
+    """The main job on the built-in clip with the built-in tiny model: a run, an overlay.mp4 and a table."""
+    from configs.load import load_config
+    from pipeline import api, report
+
+    config = load_config(
+        None, (), {"prompts": list(api.DEMO_PHRASES), "model": {"name": "tiny"}, "device": {"name": "cpu"}}
+    )
+    with LiveProgress(output, 1) as progress:
+        manifest = api.track_to_run(config, [str(api.DEMO_CLIP)], out, overwrite=True, listener=progress)
+    api.write_overlays(out)
+    output.result(report.as_dict(out, manifest), report.table(out, manifest))
+    output.stderr.print(f"Watch {out / 'overlay.mp4'}, then try: masklet view {out}", highlight=False)
+    return 0
+
+
+@app.command(name="config")
+@command
+def config_(output: Output, config: ConfigFile = None, set_: Set = None) -> int:
+    """Print the effective config."""
+    import json
+
+    from configs.load import load_config, to_yaml
+
+    effective = load_config(config, set_ or ())
+    output.result(json.loads(effective.model_dump_json()), to_yaml(effective).rstrip())
+    return 0
+
+
+@app.command()
+@command
+def render(
+    output: Output,
+    run: RunPath,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OVERLAY.mp4", help="The video to write.")],
+    style: Annotated[str, typer.Option(help="Comma-separated: mask, box, id, trace.")] = "mask,id",
+    video_id: Annotated[str | None, typer.Option(help="Which video of the run; needed if it has several.")] = None,
+    beside: Annotated[Path | None, typer.Option(help="A second run of the same video, shown on the right.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet PNG, one row per masklet.")] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(help="Also write a timeline PNG: when each masklet is there.")
+    ] = None,
+) -> int:
+    """Draw a run onto its video."""
+    from pipeline import render as drawing
+    from pipeline.store import open_run
+
+    opened = open_run(run)
+    files = [
+        drawing.render(
+            opened, out, style=tuple(style.split(",")), video_id=video_id, beside=beside and open_run(beside)
+        )
+    ]
+    if sheet:
+        files.append(drawing.contact_sheet(opened, sheet, video_id=video_id))
+    if timeline:
+        files.append(drawing.timeline(opened, timeline, video_id=video_id))
+    output.result({"files": [str(f) for f in files]}, "\n".join(str(f) for f in files))
+    return 0
+
+
+@app.command()
+@command
+def doctor(
+    output: Output,
+    models: Annotated[bool, typer.Option("--models", help="Count the text encoders' parameters.")] = False,
+) -> int:
+    """Show what works on this machine and what to do about the rest."""
+    from rich.table import Table
+
+    from pipeline import doctor as checks
+
+    if models:
+        return _doctor_models(output)
+    found = checks.examine()
+    table = Table("", "what", "found", "to do", box=None, header_style="bold", pad_edge=False)
+    for check in found:
+        table.add_row(
+            {"ok": "[green]ok[/]", "missing": "[yellow]-[/]"}.get(check.state, "[red]!![/]"),
+            check.name,
+            check.detail,
+            check.todo,
+        )
+    output.result({"checks": [c.to_dict() for c in found]}, table)
+    return 2 if any(c.state == "problem" for c in found) else 0
+
+
+def _doctor_models(output: Output) -> int:
+    from rich.table import Table
+
+    from pipeline.checkpoints import text_parameters
+
+    counts = {name: text_parameters(name) for name in ("s0", "s1", "l", "sam3")}
+    table = Table("model", "text encoder parameters", "against sam3", box=None, header_style="bold", pad_edge=False)
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}", f"{100 * (count / counts['sam3'] - 1):+.1f}%" if name != "sam3" else "")
+    output.result({"text_parameters": counts}, table)
+    output.stderr.print(
+        "Counted: text encoder, its projection to the detector, CLIP projection; 16 positions (sam3: 32)."
+    )
+    return 0
+
+
+@app.command()
+@command
+def prepare(
+    output: Output,
+    model: Annotated[str, typer.Argument(metavar="s0|s1|l|sam3", help="Which model; also a Hub id or a folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The folder to write.")],
+    tracker_from: Annotated[str | None, typer.Option(help="Hub id or folder with the SAM3 tracker half.")] = None,
+) -> int:
+    """Merge and check detector and tracker weights into one local folder; `--model DIR` then needs no Hub."""
+    from configs.load import load_config
+    from pipeline.checkpoints import prepare as merge
+
+    merge(load_config(None, (), {"model": {"name": model, "tracker_from": tracker_from}}).model, out)
+    output.result({"model": str(out)}, f"wrote {out}: use it with --model {out}")
+    return 0
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except (typer.TyperException, typer.Abort) as error:
+        shown = error.format_message() if hasattr(error, "format_message") else "aborted"
+        sys.stderr.write(f"error: {' '.join(shown.split()).rstrip('.')}: see masklet --help\n")
+        code = 2
+    sys.exit(code)

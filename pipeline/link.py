@@ -1,0 +1,85 @@
+"""From tracklets to masklets: hold back what is on probation, and number what is confirmed."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from pipeline.results import FrameResult
+from pipeline.types import FrameTracks, Int64Array, Prompts
+
+
+class ReleaseBuffer:
+    """Delays frames while their objects are on probation, and deletes withdrawn ids from the frames it still holds.
+
+    With a delay of N a frame is released once N - 1 later frames were processed: an id can be withdrawn at most that
+    late, so what is released never changes. (SAM3, ``hotstart_delay``: the video predictor's delayed generator.)
+    """
+
+    def __init__(self, delay_frames: int) -> None:
+        self._delay = max(delay_frames, 1)
+        self._held: deque[FrameTracks] = deque()
+        self.num_withdrawn = 0
+        """Ids taken back so far."""
+
+    def push(self, tracks: FrameTracks) -> list[FrameTracks]:
+        """Take a frame in; return those that are now final (at most one)."""
+        self._held.append(tracks)
+        if len(tracks.withdrawn):
+            self.num_withdrawn += len(tracks.withdrawn)
+            self._held = deque(_without(held, tracks.withdrawn) for held in self._held)
+        return [self._held.popleft()] if len(self._held) >= self._delay else []
+
+    def flush(self) -> list[FrameTracks]:
+        """The frames still held, at the end of the video."""
+        rest = list(self._held)
+        self._held.clear()
+        return rest
+
+
+def _without(tracks: FrameTracks, ids: Int64Array) -> FrameTracks:
+    keep = ~np.isin(tracks.track_id, ids)
+    if keep.all():
+        return tracks
+    return FrameTracks(
+        tracks.stream_id,
+        tracks.session,
+        tracks.index,
+        tracks.pts_s,
+        tracks.track_id[keep],
+        tracks.prompt_id[keep],
+        tracks.score[keep],
+        tracks.xyxy[keep],
+        tuple(m for m, k in zip(tracks.masks, keep, strict=True) if k),
+        tracks.withdrawn,
+    )
+
+
+class MaskletNumbering:
+    """Gives released tracklets their masklet id: from 1, in order of first appearance, never reused."""
+
+    def __init__(self, video_id: str, prompts: Prompts, source_size: tuple[int, int]) -> None:
+        self._video_id, self._phrases, self._size = video_id, prompts.phrases, source_size
+        self._ids: dict[int, int] = {}
+
+    @property
+    def num_masklets(self) -> int:
+        """Masklets seen so far."""
+        return len(self._ids)
+
+    def number(self, tracks: FrameTracks) -> FrameResult:
+        """The frame as the user sees it, rows ascending by masklet id."""
+        ids = np.array([self._ids.setdefault(int(t), len(self._ids) + 1) for t in tracks.track_id], np.int32)
+        order = np.argsort(ids, kind="stable")
+        return FrameResult(
+            self._video_id,
+            tracks.index,
+            tracks.pts_s,
+            self._size,
+            ids[order],
+            tuple(self._phrases[int(tracks.prompt_id[i])] for i in order),
+            tracks.score[order],
+            tracks.xyxy[order],
+            tuple(tracks.masks[i] for i in order),
+        )

@@ -1,0 +1,73 @@
+"""The summary at the end of a job: masklets per phrase, frames per second, where the time went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.store import Manifest, open_run
+
+STAGES = ("decode", "detect", "track")
+
+
+def masklets_by_phrase(out: Path, manifest: Manifest) -> Counter[str]:
+    """How many masklets each phrase found, over all videos; phrases that found nothing count 0."""
+    counts: Counter[str] = Counter(dict.fromkeys(manifest.prompts, 0))
+    run = open_run(out)
+    for entry in manifest.videos:
+        if entry.status != "failed":
+            rows = run.table(entry.video_id, ["masklet_id", "prompt"]).group_by(["masklet_id", "prompt"]).aggregate([])
+            counts.update(rows["prompt"].to_pylist())
+    return counts
+
+
+def seconds_by_stage(manifest: Manifest) -> dict[str, float]:
+    """Wall-clock seconds of all videos in each stage, and ``total``."""
+    total: Counter[str] = Counter()
+    for entry in manifest.videos:
+        total.update(entry.timings_s)
+    return {name: round(s, 3) for name, s in total.items()}
+
+
+def as_dict(out: Path, manifest: Manifest) -> dict[str, Any]:
+    """The summary for ``--json``."""
+    seconds = seconds_by_stage(manifest)
+    frames = manifest.counts.get("frames", 0)
+    return {
+        "run": str(out),
+        "status": manifest.status,
+        "counts": manifest.counts,
+        "masklets_by_phrase": dict(masklets_by_phrase(out, manifest)),
+        "frames_per_s": round(frames / seconds["total"], 2) if seconds.get("total") else None,
+        "timings_s": seconds,
+        "videos": [asdict(v) for v in manifest.videos],
+    }
+
+
+def table(out: Path, manifest: Manifest) -> RenderableType:
+    """The summary for people."""
+    phrases = Table("phrase", "masklets", title=None, box=None, header_style="bold", pad_edge=False)
+    phrases.columns[1].justify = "right"
+    for phrase, count in masklets_by_phrase(out, manifest).items():
+        phrases.add_row(Text(phrase), str(count))
+    return Group(phrases, Text(""), Text(_sentence(manifest)), Text(f"run: {out}"), *_problems(manifest))
+
+
+def _sentence(manifest: Manifest) -> str:
+    seconds, counts = seconds_by_stage(manifest), manifest.counts
+    total = seconds.get("total", 0.0)
+    shares = ", ".join(f"{s} {100 * seconds.get(s, 0) / total:.0f}%" for s in STAGES if total)
+    rate = f" at {counts.get('frames', 0) / total:.1f} frames/s ({shares})" if total else ""
+    return f"{counts.get('frames', 0)} frames of {counts.get('videos', 0)} video(s){rate}"
+
+
+def _problems(manifest: Manifest, limit: int = 10) -> list[Text]:
+    bad = [v for v in manifest.videos if v.status != "done"]
+    lines = [Text(f"{v.status}: {v.video_id}: {v.error}", style="yellow") for v in bad[:limit]]
+    return [*lines, *([Text(f"... and {len(bad) - limit} more in manifest.json")] if len(bad) > limit else [])]

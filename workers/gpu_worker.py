@@ -1,0 +1,109 @@
+"""The worker that tracks: detector, mask decoding and memory tracker for its videos. A plain class, no Ray.
+
+It holds the prompt embeddings, never a text encoder. Vision features stay inside; rows with run lengths come out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from typing import Any
+
+from configs.schema import Config
+from pipeline import flow
+from pipeline.link import MaskletNumbering, ReleaseBuffer
+from pipeline.results import FrameResult
+from pipeline.telemetry import StageTimes
+from pipeline.types import BoxPrompt, Detector, Frame, Prompts, Tracker
+from trackers import TRACKERS
+
+LOGGER = logging.getLogger("masklet.worker")
+
+
+class GpuWorker:
+    """Tracks videos one after another with models loaded once.
+
+    Args:
+        config: the effective configuration.
+        prompts: what to look for, already encoded.
+
+    Raises:
+        ModelError, DeviceError: the models cannot be loaded, or not on this device.
+    """
+
+    def __init__(self, config: Config, prompts: Prompts) -> None:
+        self._config, self._prompts = config, prompts
+        self._detector, self._parts = _load(config)
+        self.times = StageTimes()
+        self.counters: dict[str, int] = {}
+        """Of the last video: ``withdrawn``, ``over_budget`` and what else its tracker counted."""
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """``(height, width)`` that frames should be resized to while decoding; ``None`` leaves them as they are."""
+        size = getattr(self._detector, "image_size", None)
+        return (size, size) if size else None
+
+    def add_exemplars(self, frame: Frame, boxes: list[BoxPrompt]) -> None:
+        """Look also for what the boxes on this frame show (or not for it, where negative)."""
+        encode_boxes = getattr(self._detector, "encode_boxes")  # noqa: B009 - only the SAM3 detector has it
+        self._prompts = encode_boxes(frame, boxes, self._prompts)
+
+    def follow(self, frames: Iterable[Frame], video_id: str, source_size: tuple[int, int]) -> Iterator[FrameResult]:
+        """Track one video from its first to its last frame; every frame comes out exactly once, in order."""
+        config = self._config
+        tracker = self._make_tracker(video_id)
+        buffer = ReleaseBuffer(config.tracker.hotstart_delay_frames)
+        numbering = MaskletNumbering(video_id, self._prompts, source_size)
+        detected = flow.detect(frames, self._detector, self._prompts, config.detector.batch_frames, self.times)
+        yield from flow.release(flow.track(detected, tracker, self.times), buffer, numbering)
+        counted: dict[str, int] = getattr(tracker, "counters", {})
+        self.counters = {k: v for k, v in {"withdrawn": buffer.num_withdrawn, **counted}.items() if v}
+
+    def _make_tracker(self, video_id: str) -> Tracker:
+        factory = load_class(TRACKERS, self._config.tracker.name, "tracker")
+        if self._parts is None:
+            made: Tracker = factory(self._config.tracker, stream_id=video_id)
+        else:
+            made = factory(self._parts, getattr(self._detector, "features"), self._config.tracker, stream_id=video_id)  # noqa: B009
+        return made
+
+
+def load_class(table: dict[str, str], name: str, kind: str) -> Any:
+    """The class a table of ``name -> "module:Class"`` names.
+
+    Raises:
+        UsageError: the table has no such name.
+    """
+    from pipeline.errors import UsageError
+
+    if name not in table:
+        raise UsageError(f"unknown {kind} {name!r}", "", f"choose one of: {', '.join(table)}")
+    module, _, attribute = table[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _load(config: Config) -> tuple[Detector, Any]:
+    """Detector and, for a memory tracker, its model parts."""
+    if config.detector.detections is not None:
+        return _scripted(config), None
+    from pipeline.checkpoints import open_checkpoint
+    from pipeline.detectors.sam3_litetext import Sam3LiteTextDetector
+    from workers.devices import prepare_device
+
+    device, dtype = prepare_device(config.device)
+    checkpoint = open_checkpoint(config.model)
+    detector = Sam3LiteTextDetector(checkpoint, config.detector, device=device, dtype=dtype)
+    needs_memory = config.tracker.name == "sam3_memory"
+    return detector, checkpoint.load_tracker(device, dtype) if needs_memory else None
+
+
+def _scripted(config: Config) -> Detector:
+    from pipeline.detectors.scripted import ScriptedDetector
+    from pipeline.errors import UsageError
+
+    if config.tracker.name == "sam3_memory":
+        raise UsageError("the memory tracker needs the model's own features", "--detections", "add --tracker bytetrack")
+    detector: Detector = ScriptedDetector(config.detector)
+    return detector
