@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import RunError, RunExistsError, UsageError
 from pipeline.results import FrameResult
 from pipeline.types import RLE, Masklet
+
+if TYPE_CHECKING:
+    from pipeline.sinks import ExportReport
 
 SCHEMA_VERSION = 1
 """Of the run folder. Readers refuse a newer one; a change that old readers would misread raises it."""
@@ -78,6 +81,8 @@ class VideoEntry:
     """What was dropped or taken back: ``withdrawn``, ``over_budget``, ``non_finite`` ..."""
     timings_s: dict[str, float] = field(default_factory=dict)
     """Wall-clock seconds per stage, and ``total``."""
+    prompts: list[str] | None = None
+    """The phrases that were searched for in this video, where they are not all of the run's (imported ground truth)."""
 
 
 @dataclass(slots=True)
@@ -400,8 +405,8 @@ class Run:
             if entry.status != "failed" and video_id in (None, entry.video_id):
                 yield from _masklets_of(self.table(entry.video_id), entry.video_id, prompt, min_frames)
 
-    def export(self, formats: str | Sequence[str], out: str | Path) -> list[Path]:
-        """Write this run in other tools' formats (``masklet export --list``); returns the files."""
+    def export(self, formats: str | Sequence[str], out: str | Path) -> list[ExportReport]:
+        """Write this run in other tools' formats (``masklet export --list``); returns the files and what was lost."""
         from pipeline.sinks import export_run
 
         names = formats.split(",") if isinstance(formats, str) else list(formats)
@@ -420,10 +425,13 @@ def open_run(folder: str | Path) -> Run:
 def _read_part(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
+        if table.schema.names != ROW_SCHEMA.names:
+            raise RunError("a part has other columns than a run's", str(path), f"expected {ROW_SCHEMA.names}")
+        table = table.cast(ROW_SCHEMA)
     except (pa.ArrowException, OSError) as error:
         raise RunError("a part is damaged", str(path), "track this video again with --resume") from error
-    if table.schema.names != ROW_SCHEMA.names:
-        raise RunError("a part has other columns than a run's", str(path), f"expected {ROW_SCHEMA.names}")
+    if any(column.null_count for column in table.columns):
+        raise RunError("a part has rows with empty fields", str(path), "track this video again with --resume")
     return table
 
 

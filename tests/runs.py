@@ -114,7 +114,7 @@ def synthetic_frames(spec: VideoSpec, seed: int) -> Iterator[FrameResult]:
     steps = range(0, spec.num_frames, spec.stride)
     births = np.sort(rng.integers(0, max(1, len(steps) * 2 // 3), spec.num_masklets))
     births[:1] = 0
-    lives = rng.integers(1, max(2, min(12, len(steps)) + 1), spec.num_masklets)
+    lives = rng.integers(min(4, len(steps)), min(12, len(steps)) + 1, spec.num_masklets)
     phrase_of = rng.integers(0, len(PHRASES), spec.num_masklets)
     centres = rng.uniform(0, 1, (spec.num_masklets, 2))
     drift = rng.uniform(-0.02, 0.02, (spec.num_masklets, 2))
