@@ -13,9 +13,10 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.job import Job, ProgressListener, Silent
 from pipeline.results import FrameResult
 from pipeline.sources.file import VideoItem, expand
-from pipeline.store import Manifest, RunWriter
+from pipeline.store import Manifest, RunWriter, check_reusable, open_run
 from pipeline.types import BoxPrompt, Prompts
 from workers.local_executor import LocalExecutor
+from workers.unit_worker import UnitWorker
 
 
 def masklet_version() -> str:
@@ -76,9 +77,9 @@ def track(
 
 
 def _results(config: Config, items: Sequence[VideoItem]) -> Iterator[FrameResult]:
-    with open_executor(config) as executor:
+    with open_worker(config, items) as worker:
         for item in items:
-            yield from executor.run(item)
+            yield from worker.results(item)
 
 
 def option_values(
@@ -135,9 +136,10 @@ def track_to_run(
     if not items:
         raise UsageError("no source given", "", "name a video, a folder, a glob, a manifest or a URL")
     config = config.model_copy(update={"sources": tuple(sources) or config.sources})
-    with open_executor(config) as executor:
+    check_reusable(out, resume=resume, overwrite=overwrite)  # before the models load, not after
+    with open_worker(config, items) as worker:
         run = RunWriter.create(out, _manifest(config, items), to_yaml(config), resume=resume, overwrite=overwrite)
-        manifest = Job(config, run, executor).execute(items, listener or Silent())
+        manifest = Job(config, run, LocalExecutor(worker)).execute(items, listener or Silent())
     if all(v.status == "failed" for v in manifest.videos):
         raise SourceError(manifest.videos[0].error or "nothing could be read")
     return manifest
@@ -164,15 +166,15 @@ def model_identity(config: Config) -> dict[str, str]:
     return {"id": checkpoint.name, "fingerprint": checkpoint.fingerprint}
 
 
-def open_executor(config: Config) -> LocalExecutor:
-    """Encode the phrases once and load the models.
+def open_worker(config: Config, items: Sequence[VideoItem]) -> UnitWorker:
+    """Encode the phrases once and load the models. Boxes are drawn on the first video.
 
     Raises:
         UsageError: nothing to look for, or an empty phrase.
     """
     boxes = [parse_box(b) for b in config.boxes]
     prompts = encode_prompts(config, has_boxes=bool(boxes))
-    return LocalExecutor(config, prompts, boxes)
+    return UnitWorker(config, prompts, boxes, items[0].uri)
 
 
 def encode_prompts(config: Config, *, has_boxes: bool = False) -> Prompts:
@@ -211,6 +213,17 @@ def parse_box(text: str) -> BoxPrompt:
         return BoxPrompt(int(frame), (x1, y1, x2, y2), sign != ["-"])
     except ValueError:
         raise UsageError(f"bad box {text!r}", "", "write FRAME:x1,y1,x2,y2 and optionally :+ or :-") from None
+
+
+def write_overlays(out: Path) -> list[Path]:
+    """The annotated video of every video in a run: ``overlay.mp4`` for one, ``overlays/VIDEO_ID.mp4`` for several."""
+    from pipeline.render import render
+
+    run = open_run(out)
+    drawable = [v.video_id for v in run.videos if v.status != "failed"]
+    if len(run.videos) == 1:
+        return [render(run, out / "overlay.mp4", video_id=v) for v in drawable]
+    return [render(run, out / "overlays" / f"{v}.mp4", video_id=v) for v in drawable]
 
 
 def _listed(value: str | Sequence[str]) -> list[str]:

@@ -21,9 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from pipeline.errors import MaskletError, UsageError
-from pipeline.results import FrameResult
 from pipeline.store import VideoEntry
 from pipeline.telemetry import setup_logging
+from workers.units import UnitProgress
 
 LOGGER = logging.getLogger("masklet")
 
@@ -129,9 +129,9 @@ class LiveProgress:
         self._quiet = output.as_json
         self._num_videos = num_videos
         self._job: TaskID | None = None
-        self._video: TaskID | None = None
-        self._started = self._logged = 0.0
-        self._frames = self._expected = 0
+        self._bar: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+        self._logged = 0.0
 
     def __enter__(self) -> LiveProgress:
         self._bars.start()
@@ -142,29 +142,24 @@ class LiveProgress:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def video_started(self, video_id: str, num_frames: int) -> None:
-        """Begin a video's bar."""
-        self._video = self._bars.add_task(video_id, total=num_frames, note="")
-        self._started = self._logged = time.monotonic()
-        self._frames, self._expected = 0, num_frames
-
-    def frame_done(self, result: FrameResult) -> None:
-        """Advance the video's bar."""
-        self._frames += 1
+    def progress(self, progress: UnitProgress) -> None:
+        """Move a unit's bar, or log a line now and then."""
         now = time.monotonic()
-        rate = self._frames / max(now - self._started, 1e-6)
-        note = f"{rate:.1f} frames/s, {len(result)} object{'s' if len(result) != 1 else ''}"
-        if self._video is not None:
-            self._bars.update(self._video, advance=1, note=note)
-        if self._bars.disable and not self._quiet and now - self._logged > self._LOG_EVERY_S:
+        rate = progress.num_done / max(now - self._started.setdefault(progress.key, now), 1e-6)
+        note = f"{rate:.1f} frames/s, {progress.num_objects} object{'s' if progress.num_objects != 1 else ''}"
+        if progress.key not in self._bar:
+            self._bar[progress.key] = self._bars.add_task(progress.video_id, total=progress.num_expected, note="")
+        self._bars.update(self._bar[progress.key], completed=progress.num_done, note=note)
+        if self._bars.disable and not self._quiet and now - self._logged > self._LOG_EVERY_S and progress.num_done:
             self._logged = now
-            LOGGER.info("%s: %d of %d frames, %s", result.video_id, self._frames, self._expected, note)
+            LOGGER.info("%s: %d of %d frames, %s", progress.video_id, progress.num_done, progress.num_expected, note)
 
     def video_ended(self, entry: VideoEntry) -> None:
-        """Close the video's bar and say how it ended."""
-        if self._video is not None:
-            self._bars.remove_task(self._video)
-            self._video = None
+        """Close the bars of videos that ended and say how."""
+        for key, bar in list(self._bar.items()):
+            if self._bars.tasks and any(t.id == bar and t.description == entry.video_id for t in self._bars.tasks):
+                self._bars.remove_task(bar)
+                del self._bar[key]
         if self._job is not None:
             self._bars.advance(self._job)
         if not self._quiet:

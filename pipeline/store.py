@@ -221,8 +221,7 @@ class RunWriter:
             RunExistsError: the folder has content and neither ``resume`` nor ``overwrite`` is set, or it is no run.
             UsageError: the folder cannot be written, or ``resume`` meets another plan (the message names what changed).
         """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            _check_reusable(folder, resume=resume, overwrite=overwrite)
+        if check_reusable(folder, resume=resume, overwrite=overwrite):
             if resume and (folder / "manifest.json").exists():
                 manifest = _continue(read_manifest(folder), manifest)
             else:
@@ -248,6 +247,13 @@ class RunWriter:
             for v in self.manifest.videos
         )
 
+    def entry(self, video_id: str) -> VideoEntry:
+        """The entry of a video that has ended; ``KeyError`` if it has not."""
+        for entry in self.manifest.videos:
+            if entry.video_id == video_id:
+                return entry
+        raise KeyError(video_id)
+
     def video(self, video_id: str, *, rows_per_part: int, frames_per_part: int) -> VideoWriter:
         """A writer for this video; what an earlier try left of it is removed."""
         folder = self.folder / "masklets" / video_id
@@ -269,7 +275,14 @@ def _interrupted(entry: VideoEntry) -> bool:
     return (entry.error or "").startswith(INTERRUPTED)
 
 
-def _check_reusable(folder: Path, *, resume: bool, overwrite: bool) -> None:
+def check_reusable(folder: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Whether something stands at ``folder`` that a run may continue or replace; false if there is nothing.
+
+    Raises:
+        RunExistsError: something stands there that may not be touched.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
     if not folder.is_dir():
         raise RunExistsError("the output is a file, not a folder", str(folder), "choose another -o")
     if not (folder / "manifest.json").exists() and not _only_ours(folder):
@@ -280,6 +293,7 @@ def _check_reusable(folder: Path, *, resume: bool, overwrite: bool) -> None:
             str(folder),
             "add --resume to continue it, --overwrite to replace it, or choose another -o",
         )
+    return True
 
 
 def _only_ours(folder: Path) -> bool:
@@ -291,7 +305,7 @@ def _remove_run(folder: Path) -> None:
     """Remove a run's own files, and nothing a user may have put beside them."""
     for name in ("manifest.json", "config.yaml", "overlay.mp4"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("masklets", "overlays"):
+    for name in ("masklets", "overlays", ".units"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

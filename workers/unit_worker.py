@@ -1,0 +1,164 @@
+"""Does units: decodes, tracks and commits, in one process with a decode process beside it. A plain class, no Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from configs.schema import Config
+from pipeline import decode
+from pipeline.errors import ConfigError, DeviceError, MaskletError, UsageError
+from pipeline.results import FrameResult
+from pipeline.sources.file import VideoItem
+from pipeline.store import INTERRUPTED, VideoWriter
+from pipeline.telemetry import StageTimes
+from pipeline.types import BoxPrompt, Prompts
+from workers.decode_worker import DecodeProcess
+from workers.gpu_worker import GpuWorker
+from workers.plan import frame_range
+from workers.units import Unit, UnitFolder, UnitProgress, UnitReport
+
+_PROGRESS_EVERY_S = 0.5
+
+
+class UnitWorker:
+    """Tracks units one after another with models loaded once. A context manager; leaving it ends the decode process.
+
+    Args:
+        config: the effective configuration.
+        prompts: what to look for, already encoded.
+        boxes: exemplars, drawn on frames of ``exemplar_uri``.
+        exemplar_uri: the video the boxes are drawn on; needed with ``boxes``.
+    """
+
+    def __init__(self, config: Config, prompts: Prompts, boxes: list[BoxPrompt], exemplar_uri: str = "") -> None:
+        self._config = config
+        self._worker = GpuWorker(config, prompts)
+        if boxes:
+            self._add_exemplars(boxes, exemplar_uri)
+        self._decoder = DecodeProcess(config.decode)
+
+    def __enter__(self) -> UnitWorker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the decode process."""
+        self._decoder.close()
+
+    def results(self, item: VideoItem) -> Iterator[FrameResult]:
+        """Track one video and hand out its frames instead of writing them; flat memory.
+
+        Raises:
+            SourceError, DecodeError: the video cannot be read, or not to its end.
+        """
+        table = decode.probe(item.uri, item.video_id)
+        start, stop = frame_range(self._config.sampling, table)
+        yield from self._follow(table, start, stop)
+
+    def process(self, unit: Unit, units: Path) -> Generator[UnitProgress | UnitReport]:
+        """Do a unit and commit it under ``units``; yields progress, and its report at the end.
+
+        A source that cannot be read is a report with status ``failed``, not an error: trying again would not help.
+
+        Raises:
+            KeyboardInterrupt: after committing what was done as ``partial``.
+            DeviceError, ConfigError: nothing of this video is kept.
+        """
+        folder = UnitFolder(units, unit.key)
+        try:
+            yield from self._process(unit, folder)
+        except (DeviceError, ConfigError):
+            raise
+        except MaskletError as error:
+            yield UnitReport(unit.key, unit.video_id, unit.ordinal, "failed", error=str(error))
+        finally:
+            folder.discard()
+
+    def _process(self, unit: Unit, folder: UnitFolder) -> Generator[UnitProgress | UnitReport]:
+        table = decode.probe(unit.uri, unit.video_id)
+        start, stop = frame_range(self._config.sampling, table)
+        if unit.start is not None and unit.stop is not None:
+            start, stop = unit.start, unit.stop
+        self._worker.times = StageTimes()
+        report = _new_report(unit, table, start, stop)
+        expected = len(range(start, stop, self._config.sampling.stride))
+        with self._writer(folder) as writer:
+            try:
+                yield from self._write(unit, table, writer, report, expected)
+            except (KeyboardInterrupt, GeneratorExit):
+                report.error = f"{INTERRUPTED} after {report.num_tracked} of {expected} frames"
+                writer.commit()
+                self._commit(report, folder)
+                raise
+        self._commit(report, folder)
+        yield report
+
+    def _writer(self, folder: UnitFolder) -> VideoWriter:
+        output = self._config.output
+        return VideoWriter(folder.masklets, rows_per_part=output.rows_per_part, frames_per_part=output.frames_per_part)
+
+    def _write(
+        self, unit: Unit, table: decode.FrameTable, writer: VideoWriter, report: UnitReport, expected: int
+    ) -> Iterator[UnitProgress]:
+        started = told = time.perf_counter()
+        yield UnitProgress(unit.key, unit.video_id, 0, expected, 0)
+        for result in self._follow(table, report.start, report.stop):
+            writer.write(result)
+            report.num_tracked += 1
+            report.num_masklets = max(report.num_masklets, int(result.masklet_id.max(initial=0)))
+            now = time.perf_counter()
+            report.timings_s = {"total": round(now - started, 3)}
+            if now - told > _PROGRESS_EVERY_S:
+                told = now
+                yield UnitProgress(unit.key, unit.video_id, report.num_tracked, expected, len(result))
+
+    def _follow(self, table: decode.FrameTable, start: int, stop: int) -> Iterator[FrameResult]:
+        frames = self._decoder.frames(
+            table, start, stop, stride=self._config.sampling.stride, size=self._worker.input_size
+        )
+        return self._worker.follow(frames, table.stream_id, table.source_size)
+
+    def _commit(self, report: UnitReport, folder: UnitFolder) -> None:
+        """Add what decoder and worker know at the end, and make the unit count."""
+        decoded = self._decoder.report()
+        report.decoders = dict(decoded.frames_by_decoder)
+        report.counters = dict(self._worker.counters)
+        report.timings_s |= self._worker.times.rounded()
+        if report.error is None and decoded.status == "partial":
+            report.error = decoded.message
+            report.num_frames = report.start + decoded.num_decoded * self._config.sampling.stride
+        report.status = "partial" if report.error else "done"
+        folder.commit(report)
+
+    def _add_exemplars(self, boxes: list[BoxPrompt], uri: str) -> None:
+        """The boxes are drawn on one video's frames and hold for all videos."""
+        table = decode.probe(uri, "exemplar")
+        for index in sorted({b.frame for b in boxes}):
+            if index >= len(table):
+                raise UsageError(f"--box names frame {index}", uri, f"the video has {len(table)} frames")
+            frame = next(decode.read(table, index, index + 1, size=self._worker.input_size))
+            self._worker.add_exemplars(frame, [b for b in boxes if b.frame == index])
+
+
+def _new_report(unit: Unit, table: decode.FrameTable, start: int, stop: int) -> UnitReport:
+    info = table.info
+    return UnitReport(
+        unit.key,
+        unit.video_id,
+        unit.ordinal,
+        "done",
+        start,
+        stop,
+        info.width,
+        info.height,
+        f"{info.fps.numerator}/{info.fps.denominator}" if info.fps else None,
+        num_frames=len(table),
+        duration_s=info.duration_s,
+    )

@@ -1,0 +1,190 @@
+"""Units of work: pure functions of (source, range, phrases, configuration, weights) with a name made of exactly these.
+
+A unit's output is one folder ``UNITS/KEY/`` that appears by atomic rename: ``masklets/part-*.parquet`` with ids local
+to the unit, and ``unit.json`` with how it went and a checksum of every part. Whoever finds the folder need not do the
+unit again; whoever dies before the rename leaves nothing that counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import RunError
+from pipeline.store import write_atomically
+from pipeline.types import Chunk
+
+_HEAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A video, or one chunk of it, to be tracked from a fresh start."""
+
+    key: str
+    """Names the output: equal keys mean equal rows."""
+    video_id: str
+    uri: str
+    ordinal: int = 0
+    """0-based position in its video."""
+    start: int | None = None
+    """First frame index, overlap included; ``None``: as the configuration's sampling says."""
+    stop: int | None = None
+    """One past the last frame index, overlap included."""
+    cost: float = 0.0
+    """Relative size, to start the longest first."""
+
+
+@dataclass(slots=True)
+class UnitReport:
+    """How a unit went; what ``unit.json`` holds."""
+
+    key: str
+    video_id: str
+    ordinal: int
+    status: str
+    """``done``, ``partial`` or ``failed``."""
+    start: int = 0
+    stop: int = 0
+    width: int = 0
+    height: int = 0
+    fps: str | None = None
+    num_frames: int = 0
+    """Frames of the whole video that decode, as far as this unit knows."""
+    num_tracked: int = 0
+    num_masklets: int = 0
+    duration_s: float | None = None
+    error: str | None = None
+    decoders: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
+    """SHA-256 by part name."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitProgress:
+    """Sent while a unit runs, at most about once a second."""
+
+    key: str
+    video_id: str
+    num_done: int
+    num_expected: int
+    num_objects: int
+    """Objects on the last frame."""
+
+
+def fingerprint(uri: str) -> str:
+    """What tells one version of a source from another: size, time of change and the first and last megabyte.
+
+    A remote source is known by its address only: its content is taken to be fixed.
+    """
+    path = Path(uri)
+    if path.is_dir():
+        stamps = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in path.iterdir() if p.is_file())
+        return _digest([str(stamps).encode()])
+    if not path.is_file():
+        return _digest([uri.encode()])
+    stat = path.stat()
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
+        file.seek(max(stat.st_size - _HEAD_BYTES, 0))
+        return _digest([f"{stat.st_size} {stat.st_mtime_ns}".encode(), head, file.read()])
+
+
+def unit_key(source: str, start: int | None, stop: int | None, plan: Iterable[str]) -> str:
+    """The key of a unit. ``source`` is its :func:`fingerprint`; ``plan`` what else decides its rows."""
+    return _digest([source.encode(), f"{start}:{stop}".encode(), *(p.encode() for p in plan)])[:24]
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def chunk_of(unit: Unit, start: int, stop: int) -> Chunk:
+    """The unit's range as a chunk."""
+    return Chunk(unit.video_id, unit.uri, unit.ordinal, start, stop)
+
+
+class UnitFolder:
+    """Where one attempt at a unit writes, until :meth:`commit` makes it count."""
+
+    def __init__(self, units: Path, key: str) -> None:
+        self.final = units / key
+        # The process id keeps two attempts apart: a worker that was taken for dead may still be writing.
+        self.temporary = units / f".{key}.{os.getpid()}"
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.masklets.mkdir(parents=True)
+
+    @property
+    def masklets(self) -> Path:
+        """Where the parts go."""
+        return self.temporary / "masklets"
+
+    def commit(self, report: UnitReport) -> None:
+        """Write ``unit.json`` and make the folder appear under its final name, once."""
+        report.checksums = {p.name: _sha256(p) for p in sorted(self.masklets.glob("part-*.parquet"))}
+        text = json.dumps(asdict(report), indent=1, ensure_ascii=False)
+        write_atomically(self.temporary / "unit.json", text.encode())
+        try:
+            os.rename(self.temporary, self.final)
+        except OSError:
+            # Another attempt at the same unit was faster; its rows are the same.
+            if not (self.final / "unit.json").exists():
+                raise
+            self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing of this attempt."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def committed(units: Path, key: str) -> UnitReport | None:
+    """The report of a unit that was committed, or ``None``; a damaged one is removed and counts as not done."""
+    folder = units / key
+    try:
+        raw: dict[str, Any] = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
+        report = UnitReport(**raw)
+        intact = all(_sha256(folder / "masklets" / n) == s for n, s in report.checksums.items())
+    except (OSError, ValueError, TypeError):
+        intact = False
+    if intact:
+        return report
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def remove_attempts(units: Path) -> None:
+    """Remove what attempts that never finished left behind."""
+    for folder in units.glob(".*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(units: Path, key: str, target: Path) -> None:
+    """Move a unit's parts to where readers look for the video's; the unit is gone then.
+
+    Raises:
+        RunError: the run folder cannot be written.
+    """
+    try:
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(units / key / "masklets", target)
+    except OSError as error:
+        raise RunError("cannot publish a video's rows", str(target), str(error)) from error
+    shutil.rmtree(units / key, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
