@@ -1,7 +1,8 @@
 """Video into frames: probe a source, then read any range of it, the same pixels whichever decoder runs.
 
-`probe` lists the frames; `plan_segments` says which decoder takes which; `read` decodes them in this process (the decode
-worker runs the same code in a process of its own, because decord can hang, crash and grow). Torch is loaded only to resize.
+`probe` lists the frames; `plan_segments` says which decoder takes which; `read` decodes them in this process (the
+decode worker runs the same code in a process of its own, because decord can hang, crash and grow). Torch is loaded
+only to resize.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.decode_images import decode_images
+from pipeline.decode_images import decode_images, image_files, is_image_folder, natural_key
 from pipeline.decode_probe import probe
 from pipeline.decode_pyav import decode_pyav
 from pipeline.decode_segments import Decoder, Segment, has_decord, plan_segments
-from pipeline.decode_table import FrameTable, redact
+from pipeline.decode_table import FrameTable, local_path, redact, scheme_of
 from pipeline.errors import DecodeError
 from pipeline.types import Frame, UInt8Array
 
@@ -27,11 +28,18 @@ __all__ = [
     "decode_segments",
     "expected_frames",
     "has_decord",
+    "image_files",
+    "is_image_folder",
+    "local_path",
+    "make_frame",
+    "make_report",
+    "natural_key",
     "plan_segments",
     "probe",
     "read",
     "redact",
     "resize",
+    "scheme_of",
 ]
 
 
@@ -71,7 +79,7 @@ def resize(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
     if image.shape[:2] == size:
         return image
     # Loaded on the first use only: a process that ships frames as they are needs no torch.
-    from pipeline.decode_resize import resize_bilinear  # noqa: PLC0415
+    from pipeline.decode_resize import resize_bilinear
 
     return resize_bilinear(image, size)
 
@@ -100,13 +108,13 @@ def _decode_segment(table: FrameTable, segment: Segment, stride: int, notes: lis
         yield from _labelled("images", decode_images(table, start, segment.stop, stride))
         return
     if segment.decoder == "decord":
-        from pipeline.decode_decord import DeclinedByDecord, decode_decord  # noqa: PLC0415 - not on every machine
+        from pipeline.decode_decord import DeclinedByDecordError, decode_decord  # not on every machine
 
         try:
             for picture in _labelled("decord", decode_decord(table, start, segment.stop, stride)):
                 start = start if picture is None else picture.index + stride
                 yield picture
-        except DeclinedByDecord as error:
+        except DeclinedByDecordError as error:
             notes.append(f"frames {start}..{segment.stop} went from decord to pyav: {error}")
     yield from _labelled("pyav", decode_pyav(table, start, segment.stop, stride))
 

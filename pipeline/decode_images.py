@@ -19,7 +19,9 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts ``2.jpg`` before ``10.jpg``."""
-    return tuple((0, int(part), part) if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"([0-9]+)", name))
+    return tuple(
+        (0, int(part), part) if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"([0-9]+)", name)
+    )
 
 
 def image_files(folder: Path) -> list[Path]:

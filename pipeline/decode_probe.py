@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -69,7 +70,7 @@ def probe(uri: str, stream_id: str, *, image_fps: Fraction = Fraction(24)) -> Fr
         return _table(uri, stream_id, container, stream, scan, scan.first)
 
 
-def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[Any]]:
     """The packets of ``stream`` with data in them, in storage order; empty ones stand for a repeated frame."""
     return (packet for packet in container.demux(stream) if packet.size)
 
@@ -88,7 +89,7 @@ def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
     return scan
 
 
-def _note_packet(scan: _Scan, packet: Packet, codec: str) -> None:
+def _note_packet(scan: _Scan, packet: Packet[Any], codec: str) -> None:
     scan.num_packets += 1
     scan.is_last_corrupt = packet.is_corrupt
     if packet.is_keyframe and packet.pts is not None:
@@ -101,12 +102,12 @@ def _note_packet(scan: _Scan, packet: Packet, codec: str) -> None:
         scan.pts.append(packet.pts)
 
 
-def _is_hidden(packet: Packet, codec: str) -> bool:
+def _is_hidden(packet: Packet[Any], codec: str) -> bool:
     """True for a VP8 packet that is only a reference (RFC 6386, section 9.1: the show_frame bit)."""
     return codec in ("vp8", "libvpx") and not memoryview(packet)[0] & 0x10
 
 
-def _try_decode(stream: VideoStream, packet: Packet | None) -> av.VideoFrame | None:
+def _try_decode(stream: VideoStream, packet: Packet[Any] | None) -> av.VideoFrame | None:
     try:
         return next(iter(stream.codec_context.decode(packet)), None)
     except av.error.FFmpegError:
@@ -164,7 +165,12 @@ def _presentation_times(
 
 
 def _missing(
-    container: InputContainer, stream: VideoStream, scan: _Scan, pts: Int64Array, time_base: Fraction, fps: Fraction | None
+    container: InputContainer,
+    stream: VideoStream,
+    scan: _Scan,
+    pts: Int64Array,
+    time_base: Fraction,
+    fps: Fraction | None,
 ) -> tuple[int, str]:
     """``(frames promised beyond those that are there, what is damaged)``."""
     found = scan.num_packets
@@ -206,7 +212,9 @@ def _decord_reason(
     codec, pixels = stream.codec_context.name, stream.codec_context.pix_fmt or ""
     refusals = {
         "it is not a local file": bool(scheme_of(uri)),
-        f"container {container} (decord is right only for MP4 and Matroska)": not container.startswith(DECORD_CONTAINERS),
+        f"container {container} (decord is right only for MP4 and Matroska)": not container.startswith(
+            DECORD_CONTAINERS
+        ),
         f"codec {codec}": codec not in DECORD_CODECS,
         f"pixel format {pixels} (only 8-bit 4:2:0 is the same in both decoders)": pixels not in ("yuv420p", "yuvj420p"),
         "an edit list hides frames": scan.num_discarded > 0,

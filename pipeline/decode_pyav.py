@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import chain
+from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +19,7 @@ STEP_BACK_S = (0.0, 1.0, 4.0, 16.0)
 """A demuxer may seek past its target (MPEG-TS, open-GOP HEVC): step back so far, then start over."""
 
 
-def packets_from(table: FrameTable, start: int) -> Iterator[Packet]:
+def packets_from(table: FrameTable, start: int) -> Generator[Packet[Any]]:
     """Packets in storage order, from a keyframe at or before frame ``start`` in presentation order.
 
     From such a keyframe on every frame that is shown after it decodes to the same pixels as in a pass from the start,
@@ -48,7 +49,7 @@ def _key_before(table: FrameTable, start: int) -> int | None:
 
 def _seek(
     container: av.container.InputContainer, stream: VideoStream, pts: int
-) -> tuple[Packet | None, Iterator[Packet]]:
+) -> tuple[Packet[Any] | None, Iterator[Packet[Any]]]:
     """Seek to ``pts``: the first keyframe packet from there on, and the packets after it."""
     try:
         container.seek(pts, stream=stream, backward=True)
@@ -58,7 +59,7 @@ def _seek(
         return None, iter(())
 
 
-def _readable(stored: Iterator[Packet]) -> Iterator[Packet]:
+def _readable(stored: Iterator[Packet[Any]]) -> Iterator[Packet[Any]]:
     try:
         yield from stored
     except av.error.FFmpegError:
@@ -91,7 +92,7 @@ def _numbered(table: FrameTable, start: int) -> Iterator[tuple[int, av.VideoFram
             yield position if is_listed else -1, frame
 
 
-def _decoded(stored: Iterator[Packet]) -> Iterator[av.VideoFrame]:
+def _decoded(stored: Iterator[Packet[Any]]) -> Iterator[av.VideoFrame]:
     """Decode packets in order; a broken one is passed over, as every player does."""
     stream: VideoStream | None = None
     for packet in stored:
@@ -101,7 +102,7 @@ def _decoded(stored: Iterator[Packet]) -> Iterator[av.VideoFrame]:
         yield from _decode(stream, None)
 
 
-def _decode(stream: VideoStream, packet: Packet | None) -> list[av.VideoFrame]:
+def _decode(stream: VideoStream, packet: Packet[Any] | None) -> list[av.VideoFrame]:
     try:
         return stream.codec_context.decode(packet)
     except av.error.FFmpegError:

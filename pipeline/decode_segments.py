@@ -1,4 +1,4 @@
-"""Which decoder takes which frames: decord where the probe clears it and a bounded piece is worth it, PyAV elsewhere."""
+"""Which decoder takes which frames: decord where the probe clears it and bounded pieces are worth it, else PyAV."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plan_segments(
     Raises:
         DecodeError: ``decoder`` is ``decord`` and the source is not cleared for it, or decord is not installed.
     """
-    if not 0 <= start or stride < 1:
+    if start < 0 or stride < 1:
         raise ValueError(f"a range needs start >= 0 and stride >= 1, but got {start} and {stride}")
     if start >= stop:
         return ()

@@ -1,7 +1,7 @@
 """What runs inside the decode process, and how it speaks to its parent.
 
-Messages travel over a socket as a length, a pickle and, for a batch, the raw pixels. Parent and child are the same program, so
-pickle is safe. Sending blocks when the parent does not read: that is the back-pressure.
+Messages travel over a socket as a length, a pickle and, for a batch, the raw pixels. Parent and child are the same
+program, so pickle is safe. Sending blocks when the parent does not read: that is the back-pressure.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Channel:
         """Send a message, and the pixels of a batch."""
         self._connection.sendall(pack(message))
         if images is not None:
-            self._connection.sendall(memoryview(images).cast("B"))
+            self._connection.sendall(images.data.cast("B"))
         self._last_sent_s = time.monotonic()
 
     def keep_alive(self) -> None:
@@ -97,7 +97,7 @@ class Channel:
         """The next job, or ``None`` when the parent has hung up."""
         head = self._read(_LENGTH.size)
         body = self._read(_LENGTH.unpack(head)[0]) if head else None
-        return None if body is None else pickle.loads(body)  # noqa: S301
+        return None if body is None else pickle.loads(body)
 
     def _read(self, size: int) -> bytes | None:
         parts: list[bytes] = []
@@ -147,7 +147,7 @@ def _run(channel: Channel, job: Job) -> None:
     try:
         if job.size is not None:
             channel.send(Loading())
-            import pipeline.decode_resize  # noqa: F401, PLC0415 - torch, only where it is needed
+            import pipeline.decode_resize  # noqa: F401 - torch, only where it is needed
         channel.send(Alive())
         for segment in job.segments:
             _send_segment(channel, job, segment, notes)
@@ -163,7 +163,7 @@ def _run(channel: Channel, job: Job) -> None:
 
 
 def _send_segment(channel: Channel, job: Job, segment: Segment, notes: list[str]) -> None:
-    """Decode one segment. Its last batch goes out before the next begins, so that a crash is blamed on the right one."""
+    """Decode one segment; its last batch goes out before the next begins, so a crash is blamed on the right one."""
     batch: list[Picture] = []
     try:
         for picture in decode_segments(job.table, (segment,), job.stride, job.size, notes):

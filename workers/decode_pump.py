@@ -1,4 +1,4 @@
-"""The parent's side of the decode process: starting it, listening to it, and killing it when it is silent or too large."""
+"""The parent's side of the decode process: start it, listen to it, kill it when it is silent or too large."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Child:
     def __init__(self) -> None:
         self.connection, theirs = socket.socketpair()
         self._lifeline, life = socket.socketpair()
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         path = [entry or os.getcwd() for entry in sys.path]
         program = _PROGRAM.format(path=path, connection=theirs.fileno(), lifeline=life.fileno())
         with theirs, life:
@@ -115,8 +115,8 @@ class Child:
 class Pump(threading.Thread):
     """Moves batches from the child into a short queue, and is its watchdog.
 
-    At most ``config.queue_batches`` batches wait on this side. A child that says nothing for ``stall_timeout_s`` while it is
-    listened to, or that grows beyond ``memory_limit_mb`` at any time, is killed.
+    At most ``config.queue_batches`` batches wait on this side. A child that says nothing for ``stall_timeout_s`` while
+    it is listened to, or that grows beyond ``memory_limit_mb`` at any time, is killed.
     """
 
     def __init__(self, child: Child, config: DecodeConfig, job: Job) -> None:
@@ -162,18 +162,18 @@ class Pump(threading.Thread):
 
     def _next_arrival(self) -> Arrival:
         while True:
-            message: Message = pickle.loads(self._read(_LENGTH.unpack(self._read(_LENGTH.size))[0]))  # noqa: S301
+            message: Message = pickle.loads(self._read(_LENGTH.unpack(self._read(_LENGTH.size))[0]))
             self._child.is_loaded = not isinstance(message, Loading)
             self._patience_s = self._config.stall_timeout_s if self._child.is_loaded else START_TIMEOUT_S
             if isinstance(message, Batch):
                 images = np.empty(message.shape, np.uint8)
-                self._fill(memoryview(images).cast("B"))
+                self._fill(images.data.cast("B"))
                 return Frames(message.decoder, message.indices, images)
             if not isinstance(message, Alive | Loading):
                 return message
 
     def _take_slot(self) -> None:
-        """Wait until the consumer has room. Only memory is watched meanwhile: a child that is not heard may be silent."""
+        """Wait until the consumer has room; only memory is watched meanwhile: who is not heard may be silent."""
         while not self._slots.acquire(timeout=_TICK_S):
             self._heard_s = time.monotonic()
             self._watch()

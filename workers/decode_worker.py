@@ -101,8 +101,9 @@ class DecodeProcess:
     ) -> Iterator[Frame]:
         """Frames ``start, start + stride, ... < stop``, upright RGB, scaled to ``size`` ``(h, w)`` if given.
 
-        The same frames as :func:`pipeline.decode.read` gives. A process that hangs, crashes or grows too large is replaced,
-        and PyAV goes on with its segment from the first frame not yet delivered. Leaving the iteration early ends it.
+        The same frames as :func:`pipeline.decode.read` gives. A process that hangs, crashes or grows too large is
+        replaced, and PyAV goes on with its segment from the first frame not yet delivered. Leaving the iteration early
+        ends it.
 
         Raises:
             DecodeError: nothing could be decoded, or decord was demanded for a source it may not have.
@@ -114,7 +115,9 @@ class DecodeProcess:
             table, start, stop, stride, config.decoder, config.segment_frames, config.segment_budget_mb
         )
         self._report = DecodeReport()
-        return self._frames(table, _Progress(start, segments), stride, size, expected_frames(table, start, stop, stride))
+        return self._frames(
+            table, _Progress(start, segments), stride, size, expected_frames(table, start, stop, stride)
+        )
 
     def report(self) -> DecodeReport:
         """How the last video went so far; final once its frames are exhausted."""
