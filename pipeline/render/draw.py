@@ -20,7 +20,7 @@ from pipeline.types import RLE, UInt8Array
 STYLES = ("mask", "box", "id", "trace")
 """What can be drawn: filled masks with contours, boxes, id and phrase, the path of the last seconds."""
 
-FILL_SHARE = 0.42
+FILL_SHARE = 0.4
 """How much of the colour a filled mask mixes into the picture."""
 TRACE_S = 2.0
 """How far back a trace reaches."""
@@ -73,10 +73,9 @@ def cut_out(rle: RLE) -> Cutout | None:
     return Cutout(x, y, np.ascontiguousarray(whole[y : y + h, x : x + w]))
 
 
-def outlines(inside: UInt8Array) -> list[NDArray[np.int32]]:
-    """Outer and inner boundaries of a mask as ``(n, 1, 2)`` pixel coordinates."""
-    padded = cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    found, _ = cv2.findContours(padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(-1, -1))
+def outlines(cutout: Cutout) -> list[NDArray[np.int32]]:
+    """Outer and inner boundaries of a mask as ``(n, 1, 2)`` pixel coordinates in the whole picture."""
+    found, _ = cv2.findContours(cutout.inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(cutout.x, cutout.y))
     return [np.asarray(c, np.int32) for c in found]
 
 
@@ -95,7 +94,7 @@ def fill(image: UInt8Array, cutout: Cutout, rgb: RGB) -> None:
 
 def contour(image: UInt8Array, cutout: Cutout, rgb: RGB, stroke_px: int) -> None:
     """The mask's outline in its colour over a wider dark one, so that it shows on any background."""
-    lines = [line + (cutout.x, cutout.y) for line in outlines(cutout.inside)]
+    lines = outlines(cutout)
     if stroke_px > 1:
         cv2.polylines(image, lines, True, (20, 20, 22), stroke_px + 2, cv2.LINE_AA)
     cv2.polylines(image, lines, True, rgb, stroke_px, cv2.LINE_AA)
@@ -142,6 +141,8 @@ class Drawer:
         self._remember(result)
         for masklet_id, path in self._paths.items():
             points = np.array([(x, y) for _, x, y in path], np.float64)
+            if np.ptp(points, axis=0).max() < 6 * self._scale.stroke_px:
+                continue  # it stands still: a speck on it would tell nothing
             fixed = (points * 2**_SHIFT).round().astype(np.int32)[:, None]
             for tail in range(3):  # three thirds, the older the thinner
                 part = fixed[len(fixed) * tail // 3 : len(fixed) * (tail + 1) // 3 + 1]
@@ -159,11 +160,13 @@ class Drawer:
         self._paths = paths
 
     def _labels(self, image: UInt8Array, result: FrameResult) -> None:
+        """Id and phrase of each object; where that finds no free place, the id alone."""
         ids = [int(i) for i in result.masklet_id]
+        font_px = self._scale.font_px
         chips = [
-            chip(f"{i} {shorten(phrase, 28)}", self._scale.font_px, colour(i))
+            (chip(f"{i} {shorten(phrase, 28)}", font_px, colour(i)), chip(str(i), font_px, colour(i)))
             for i, phrase in zip(ids, result.prompt, strict=True)
         ]
-        corners = self._placer.place(ids, result.xyxy, [(c.shape[1], c.shape[0]) for c, _ in chips])
-        for (patch, coverage), (x, y) in zip(chips, corners, strict=True):
-            paste_chip(image, patch, coverage, x, y)
+        places = self._placer.place(ids, result.xyxy, [(full.size, short.size) for full, short in chips])
+        for versions, (version, x, y) in zip(chips, places, strict=True):
+            paste_chip(image, versions[version], x, y)

@@ -13,7 +13,7 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.render import frames as frame_ops
 from pipeline.render.draw import STYLES, Drawer, Scale, check_style
 from pipeline.render.encode import Mp4Writer
-from pipeline.render.labels import chip, paste_chip, shorten
+from pipeline.render.labels import Chip, chip, paste_chip, shorten
 from pipeline.types import UInt8Array
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ def render(
             panes = [np.array(frame.image) for _ in runs]
             for pane, lane, drawer in zip(panes, lanes, drawers, strict=True):
                 drawer.draw(pane, lane.at(frame))
-            for pane, (patch, coverage) in zip(panes, titles, strict=False):
-                paste_chip(pane, patch, coverage, patch.shape[0] // 3, pane.shape[0] - patch.shape[0] * 4 // 3)
+            for pane, title in zip(panes, titles, strict=False):
+                margin = title.size[1] // 3
+                paste_chip(pane, title, margin, pane.shape[0] - title.size[1] - margin)
             writer.write(_join(panes), int(table.pts[frame.index]) - shift)
             count += 1
     if not count:
@@ -80,7 +81,7 @@ def _counterpart(run: Run, other: Run, video_id: str) -> str:
     return theirs.video_id
 
 
-def _title(run: Run, font_px: int) -> tuple[UInt8Array, UInt8Array]:
+def _title(run: Run, font_px: int) -> Chip:
     return chip(shorten(run.folder.resolve().name, 40), font_px, _TITLE_BACKGROUND)
 
 

@@ -14,8 +14,8 @@ BASE: tuple[RGB, ...] = (
     (0xD5, 0x5E, 0x00),
     (0xC4, 0xC4, 0xC4),
 )
-"""Okabe and Ito's set (Color Universal Design, 2008) with the purple of Paul Tol's "bright" scheme and a grey in place of
-its reddish purple and black: no pair is closer than 0.08 in OKLab under protanopia, deuteranopia or tritanopia."""
+"""Okabe and Ito's set (Color Universal Design, 2008), its reddish purple and black replaced by the purple of Paul Tol's
+"bright" scheme and a grey: under protanopia, deuteranopia or tritanopia no pair is closer than 0.08 in OKLab."""
 
 _DARK, _LIGHT = (18, 18, 20), (255, 255, 255)
 
