@@ -1,0 +1,252 @@
+"""SAM3's memory tracker: propagate all objects, plan with the detections, carry the plan out.
+
+Order and rules are those of facebookresearch/sam3 ``sam3_video_base.py`` (``_det_track_one_frame``); where
+transformers' ``Sam3VideoModel`` differs by fault (ids shifted on removal, newcomers that re-encode everyone's memory,
+masks of newcomers thresholded at 0.5), Meta's original is followed. What is new: all objects in one batch, and
+state whose size depends on the number of live objects only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from configs.schema import TrackerConfig
+from pipeline.errors import ConfigError, RunError
+from pipeline.masks import boxes_to_masks
+from pipeline.telemetry import LOGGER
+from pipeline.torch_masks import fill_holes_and_islands, mask_iou
+from pipeline.types import Detections, Frame, FrameTracks
+from trackers.lifecycle import Evidence, Lifecycle, UpdatePlan
+from trackers.memory_bank import MemoryBank
+from trackers.overlap import CLEARED_LOGIT, clear_shrunk
+from trackers.rendering import LowResTracks, render
+from trackers.sam_heads import NO_OBJECT_LOGIT, Decoded, SamHeads, Vision
+
+_STATE_VERSION = 1
+_BOX_LOGIT = 10.0
+
+
+class TrackerNetworks(Protocol):
+    """What the tracker needs of a checkpoint (``pipeline.checkpoints.TrackerParts``)."""
+
+    @property
+    def neck(self) -> Any:
+        """A ``Sam3VisionNeck``."""
+
+    @property
+    def model(self) -> Any:
+        """A ``Sam3TrackerVideoModel`` (its vision encoder is not used)."""
+
+
+class Sam3MemoryTracker:
+    """Follows every object of one stream by SAM3's memory attention.
+
+    Args:
+        parts: neck and tracker model, on their device and in their dtype; may be shared by several streams.
+        features: the shared ViT's ``last_hidden_state`` of a frame, ``(1, tokens, C)``, on the same device.
+        config: heuristics; ``mode: adaptive`` is refused.
+        session: see :class:`pipeline.types.FrameTracks`.
+
+    Frames that arrive are consecutive to the tracker, whatever their ``index``. Ids start at 1.
+    """
+
+    def __init__(
+        self,
+        parts: TrackerNetworks,
+        features: Callable[[Frame], Tensor],
+        config: TrackerConfig,
+        *,
+        stream_id: str,
+        session: int = 0,
+    ) -> None:
+        if config.mode != "exact":
+            raise ConfigError(f"not available yet: {config.mode}", "tracker.mode", "use exact")
+        self._config, self._features = config, features
+        self._stream_id, self._session = stream_id, session
+        self._heads = SamHeads(parts.neck, parts.model)
+        model = parts.model.config
+        self._bank = MemoryBank(
+            model.num_maskmem - 1, model.max_cond_frame_num, model.max_object_pointers_in_encoder - 1
+        )
+        self._lifecycle = Lifecycle(config)
+        self._step = 0
+        self.counters: Counter[str] = Counter()
+        """What was dropped: ``refused_objects``, ``nonfinite_detections``, ``nonfinite_objects``."""
+
+    @property
+    def num_state_bytes(self) -> int:
+        """Bytes of what is remembered: proportional to the live objects, not to time."""
+        return self._bank.num_bytes + len(json.dumps(self._lifecycle.state()))
+
+    def step(self, frame: Frame, detections: Detections | None) -> FrameTracks:
+        """Advance by one frame; masks at source resolution."""
+        return render(self.advance(frame, detections), frame, self._session)
+
+    @torch.inference_mode()
+    def advance(self, frame: Frame, detections: Detections | None) -> LowResTracks:
+        """Advance by one frame; masks as low-resolution logits (what :meth:`step` renders)."""
+        found = self._finite(detections) if detections is not None else Detections.empty()
+        det_logits = self._det_logits(found, frame)
+        vision = self._heads.vision(self._features(frame)) if len(self._bank) else None
+        tracked = self._propagate(vision)
+        evidence = self._evidence(tracked, found, det_logits, detector_ran=detections is not None)
+        ids, prompts = self._lifecycle.track_ids, self._lifecycle.prompt_ids
+        plan = self._lifecycle.plan(self._step, evidence)
+        self._count(plan)
+        shown = tracked.logits
+        if vision is not None:
+            shown = self._update(vision, tracked, prompts, det_logits, plan)
+        if len(plan.new):
+            vision = vision or self._heads.vision(self._features(frame))
+            memory, pointer = self._heads.begin(vision, det_logits[plan.new] > 0)
+            self._bank.append(self._step, memory, pointer)
+        self._step += 1
+        return self._outcome(plan, ids[plan.withdrawn], evidence, shown, det_logits)
+
+    def _finite(self, detections: Detections) -> Detections:
+        """Without detections whose score, box or mask is NaN or infinite."""
+        finite = np.isfinite(detections.score) & np.isfinite(detections.xyxy).all(1)
+        finite &= np.isfinite(detections.mask_logits).all((1, 2))
+        if finite.all():
+            return detections
+        self.counters["nonfinite_detections"] += int((~finite).sum())
+        return detections[finite]
+
+    def _det_logits(self, found: Detections, frame: Frame) -> Tensor:
+        """``(N, h, w)`` detected mask logits at the tracker's size; a detection with a 1x1 mask is its box."""
+        size = self._heads.mask_size
+        if found.mask_logits.shape[1:] == (1, 1):
+            scale = np.array([size[1], size[0]] * 2) / np.array([frame.source_size[1], frame.source_size[0]] * 2)
+            boxes = boxes_to_masks(found.xyxy * scale, size)
+            return torch.tensor(np.where(boxes, _BOX_LOGIT, -_BOX_LOGIT), dtype=torch.float32, device=self._device)
+        logits = torch.tensor(found.mask_logits, device=self._device)
+        if logits.shape[1:] == size or len(logits) == 0:
+            return logits.new_zeros(0, *size) if len(logits) == 0 else logits
+        return F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+    @property
+    def _device(self) -> torch.device:
+        return self._heads.device
+
+    def _propagate(self, vision: Vision | None) -> Decoded:
+        """All live objects on this frame, holes filled."""
+        if vision is None:
+            return self._heads.nothing()
+        tracked = self._heads.propagate(vision, self._bank.read(self._step, self._heads.max_rows))
+        if self._config.fill_hole_area_px == 0:
+            return tracked
+        logits = fill_holes_and_islands(tracked.logits, self._config.fill_hole_area_px)
+        return Decoded(logits, tracked.object_logit, tracked.pointer)
+
+    def _evidence(self, tracked: Decoded, found: Detections, det_logits: Tensor, *, detector_ran: bool) -> Evidence:
+        """Overlaps, emptiness and finiteness, brought to the host in one transfer."""
+        n, m = len(found), len(tracked.logits)
+        inside = tracked.logits > 0
+        iou = mask_iou(torch.cat([det_logits > 0, inside]), inside)
+        finite = tracked.logits.flatten(1).isfinite().all(1) & tracked.object_logit.isfinite()
+        finite &= tracked.pointer.isfinite().all(1)
+        columns = torch.stack([tracked.object_logit, inside.flatten(1).any(1).float(), finite.float()])
+        table = torch.cat([iou, columns]).cpu().numpy().astype(np.float32)
+        return Evidence(
+            det_score=found.score,
+            det_prompt=found.prompt_id,
+            det_iou=table[:n],
+            track_iou=table[n : n + m],
+            object_logit=table[n + m],
+            is_empty=table[n + m + 1] == 0,
+            is_finite=table[n + m + 2] > 0,
+            detector_ran=detector_ran,
+        )
+
+    def _count(self, plan: UpdatePlan) -> None:
+        if plan.num_refused and not self.counters["refused_objects"]:
+            LOGGER.warning(
+                "%s: more than %d objects (tracker.max_objects): the best-scoring are kept, the rest is counted",
+                self._stream_id,
+                self._config.max_objects,
+            )
+        # Adding zero would create the key.
+        self.counters.update({k: v for k, v in _drops(plan).items() if v})
+
+    def _update(self, vision: Vision, tracked: Decoded, prompts: Any, det_logits: Tensor, plan: UpdatePlan) -> Tensor:
+        """Remember this frame, forget the dead; returns the masks to show ``(M, h, w)``."""
+        logits = tracked.logits.masked_fill(self._mask(plan.yields), CLEARED_LOGIT)
+        logits = logits.masked_fill(self._mask(plan.broken), NO_OBJECT_LOGIT)
+        rows = np.flatnonzero(plan.recondition >= 0)
+        shown = logits.clone()
+        shown[rows] = det_logits[plan.recondition[rows]]
+        if self._config.recondition_with == "detected":
+            logits[rows] = torch.where(shown[rows] > 0, _BOX_LOGIT, -_BOX_LOGIT)
+        if self._config.non_overlapping_memory:
+            logits = clear_shrunk(logits, prompts)
+        memory = self._heads.remember(vision, logits)
+        self._bank.write(self._step, memory, tracked.pointer, plan.recondition >= 0)
+        self._bank.keep(plan.keeps)
+        return shown
+
+    def _mask(self, rows: Any) -> Tensor:
+        return torch.from_numpy(rows).to(self._device)[:, None, None]
+
+    def _outcome(
+        self, plan: UpdatePlan, withdrawn: Any, evidence: Evidence, shown: Tensor, det_logits: Tensor
+    ) -> LowResTracks:
+        """Survivors that are not hidden, then newcomers with their detection's mask."""
+        born = det_logits[plan.new]
+        if self._config.fill_hole_area_px and len(born):
+            born = fill_holes_and_islands(born, self._config.fill_hole_area_px)
+        score = 1 / (1 + np.exp(-evidence.object_logit[plan.keeps].astype(np.float64)))
+        visible = np.concatenate([~plan.hidden[plan.keeps], np.ones(len(plan.new), bool)])
+        logits = torch.cat([shown[np.flatnonzero(plan.keeps)], born])
+        return LowResTracks(
+            self._lifecycle.track_ids[visible],
+            self._lifecycle.prompt_ids[visible],
+            np.concatenate([score, evidence.det_score[plan.new]]).astype(np.float32)[visible],
+            logits if visible.all() else logits[np.flatnonzero(visible)],
+            withdrawn,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write ``tracker.json`` and ``tracker.safetensors``; :meth:`restore` continues bit-equal."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self._bank.tensors(), folder / "tracker.safetensors")
+        state = {
+            "version": _STATE_VERSION,
+            "stream_id": self._stream_id,
+            "session": self._session,
+            "step": self._step,
+            "lifecycle": self._lifecycle.state(),
+            "counters": dict(self.counters),
+        }
+        (folder / "tracker.json").write_text(json.dumps(state))
+
+    def restore(self, folder: Path) -> None:
+        """Continue from a state written by :meth:`save` with the same model and configuration.
+
+        Raises:
+            RunError: there is no state, or one of another version.
+        """
+        try:
+            state = json.loads((folder / "tracker.json").read_text())
+            tensors = load_file(folder / "tracker.safetensors", device=str(self._device))
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read the tracker's state: {error}", str(folder)) from error
+        if state.get("version") != _STATE_VERSION:
+            raise RunError(f"tracker state of version {state.get('version')}, expected {_STATE_VERSION}", str(folder))
+        self._stream_id, self._session, self._step = state["stream_id"], state["session"], state["step"]
+        self._lifecycle.load_state(state["lifecycle"])
+        self._bank.load_tensors(tensors)
+        self.counters = Counter(state["counters"])
+
+
+def _drops(plan: UpdatePlan) -> dict[str, int]:
+    return {"refused_objects": plan.num_refused, "nonfinite_objects": int(plan.broken.sum())}

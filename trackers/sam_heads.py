@@ -1,0 +1,313 @@
+"""SAM3's tracker networks, run once for all objects: neck, memory attention, mask decoder, memory encoder.
+
+The modules are those of transformers' ``Sam3TrackerVideoModel``; what is new is the batching over objects (its own
+forward handles one) and leaving out what no object reads. Results equal the one-object forward up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trackers.memory_bank import Reading
+
+_BUDGET_BYTES = 2**31
+"""Working memory of one batch of memory attention."""
+NO_OBJECT_LOGIT = -1024.0
+"""Mask logit of an object that is not in the picture (``NO_OBJ_SCORE`` of SAM2 and SAM3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """One frame as the tracker sees it."""
+
+    fine: Tensor
+    """``(1, C/8, 4h, 4w)`` after ``conv_s0``."""
+    middle: Tensor
+    """``(1, C/4, 2h, 2w)`` after ``conv_s1``."""
+    coarse: Tensor
+    """``(1, C, h, w)``"""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What the mask decoder says about N objects."""
+
+    logits: Tensor
+    """``(N, 4h, 4w)`` low-resolution mask logits, ``NO_OBJECT_LOGIT`` where the object is absent."""
+    object_logit: Tensor
+    """``(N,)`` belief that the object is in the picture."""
+    pointer: Tensor
+    """``(N, C)``"""
+
+
+class SamHeads:
+    """The tracker's networks around precomputed constants.
+
+    Args:
+        neck: a ``Sam3VisionNeck``.
+        model: a ``Sam3TrackerVideoModel``; its vision encoder is not used.
+    """
+
+    def __init__(self, neck: Any, model: Any) -> None:
+        self._neck, self._model, self._config = neck, model, model.config
+        grid = model.prompt_encoder.image_embedding_size
+        self._grid = (int(grid[0]), int(grid[1]))
+        self._constants()
+
+    @torch.no_grad()
+    def _constants(self) -> None:
+        """Everything that is the same on every frame: position encodings, the empty prompt, rotary angles."""
+        model = self._model
+        weight = model.no_memory_embedding
+        device, dtype = weight.device, weight.dtype
+        self._levels = fuse_neck(self._neck, model.mask_decoder, self._grid)
+        shape = (1, model.hidden_dim, *self._grid)
+        position = self._neck.position_encoding(shape, device, dtype).flatten(2).transpose(1, 2)
+        self._coarse_position = position.to(dtype)
+        self._image_position = model.get_image_wide_positional_embeddings()
+        # A tracked frame has no prompt: one padding point (label -1), and no mask.
+        nothing = torch.zeros(1, 1, 1, 2, device=device, dtype=dtype)
+        label = -torch.ones(1, 1, 1, dtype=torch.int32, device=device)
+        self._no_points, self._no_mask = model.prompt_encoder(nothing, label, None, None)
+        memory_shape = (1, model.mem_dim, *self._grid)
+        memory_position = model.memory_encoder.position_encoding(memory_shape, device, dtype)
+        self._memory_position = memory_position.flatten(2).transpose(1, 2)
+        attention = model.memory_attention
+        self._rotary = attention.rotary_emb(self._coarse_position, attention.position_ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        device: torch.device = self._coarse_position.device
+        return device
+
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """``(4h, 4w)`` of low-resolution masks."""
+        return 4 * self._grid[0], 4 * self._grid[1]
+
+    @property
+    def max_rows(self) -> int:
+        """Objects per batch under the memory budget: keys, values and their copies dominate."""
+        config = self._config
+        frames = config.num_maskmem - 1 + config.max_cond_frame_num
+        per_object = int(frames * self._coarse_position.numel() * 4 * 8)
+        return max(1, _BUDGET_BYTES // per_object)
+
+    def nothing(self) -> Decoded:
+        """No objects."""
+        empty = self._coarse_position.new_zeros(0, dtype=torch.float32)
+        return Decoded(empty.reshape(0, *self.mask_size), empty, empty.reshape(0, self._model.hidden_dim))
+
+    def vision(self, hidden: Tensor) -> Vision:
+        """The neck on the shared ViT's ``last_hidden_state`` ``(1, tokens, C)``."""
+        spatial = _to_map(hidden, self._grid)
+        return Vision(*(level(spatial) for level in self._levels))
+
+    def propagate(self, vision: Vision, readings: Iterable[Reading]) -> Decoded:
+        """Find every object of the bank on this frame; rows in the bank's order."""
+        parts, rows = [], []
+        for reading in readings:
+            parts.append(self._decode(vision, self._attend(vision, reading), self._no_mask))
+            rows.append(reading.rows)
+        order = np.argsort(np.concatenate(rows), kind="stable")
+        at = torch.from_numpy(order).to(vision.coarse.device)
+        together = [torch.cat([getattr(part, name) for part in parts])[at] for name in Decoded.__slots__]
+        return Decoded(*together)
+
+    def _attend(self, vision: Vision, reading: Reading) -> Tensor:
+        """Memory-conditioned features ``(G, C, h, w)`` (SAM2, section 4: memory attention)."""
+        memory, position, num_pointers = self._memory_tokens(reading)
+        keys = memory + position
+        # The first self-attention sees the frame only: all objects share it.
+        x = vision.coarse.flatten(2).transpose(1, 2) + 0.1 * self._coarse_position
+        for layer in self._model.memory_attention.layers:
+            x = x + self._self_attention(layer, x)
+            x = x + self._cross_attention(layer, x, keys, memory, num_pointers)
+            x = x + layer.linear2(layer.activation(layer.linear1(layer.layer_norm3(x))))
+        x = self._model.memory_attention.layer_norm(x)
+        return _to_map(x, self._grid)
+
+    def _memory_tokens(self, reading: Reading) -> tuple[Tensor, Tensor, int]:
+        """Tokens ``(G, K, 64)``, their positions (same shape), and how many of the last are pointers."""
+        model, dtype, device = self._model, self._coarse_position.dtype, self._coarse_position.device
+        memory = reading.memory.to(dtype)
+        # Age 1 is row 0; a conditioning frame (age 0) takes the last row.
+        age = torch.from_numpy(reading.memory_age - 1).to(device)
+        temporal = model.memory_temporal_positional_encoding[:, 0, 0][age]
+        position = self._memory_position[:, None] + temporal[:, :, None]
+        splits = model.hidden_dim // model.mem_dim
+        pointer = reading.pointer.to(dtype).unflatten(2, (splits, model.mem_dim)).flatten(1, 2)
+        pointer_position = self._pointer_position(reading).repeat_interleave(splits, dim=1)
+        tokens = torch.cat([memory.flatten(1, 2), pointer], dim=1)
+        return tokens, torch.cat([position.flatten(1, 2), pointer_position], dim=1), int(pointer.shape[1])
+
+    def _pointer_position(self, reading: Reading) -> Tensor:
+        """``(G, P, 64)`` sine encoding of how many frames ago a pointer is from."""
+        model, reference = self._model, self._coarse_position
+        age = torch.from_numpy(reading.pointer_age).to(reference.device, torch.float32)
+        if not self._config.enable_temporal_pos_encoding_for_object_pointers:
+            return torch.zeros(*age.shape, model.mem_dim, dtype=reference.dtype, device=reference.device)
+        sine = _sine_encoding(age / (self._config.max_object_pointers_in_encoder - 1), model.hidden_dim)
+        encoded: Tensor = model.temporal_positional_encoding_projection_layer(sine.to(reference.dtype))
+        return encoded
+
+    def _self_attention(self, layer: Any, x: Tensor) -> Tensor:
+        attention, x = layer.self_attn, layer.layer_norm1(x)
+        query, key = (self._rotate(_heads(project(x), attention)) for project in (attention.q_proj, attention.k_proj))
+        return _merge(F.scaled_dot_product_attention(query, key, _heads(attention.v_proj(x), attention)), attention)
+
+    def _cross_attention(self, layer: Any, x: Tensor, keys: Tensor, memory: Tensor, num_pointers: int) -> Tensor:
+        attention, count = layer.cross_attn_image, len(memory)
+        query = self._rotate(_heads(attention.q_proj(layer.layer_norm2(x)), attention))
+        key = _heads(attention.k_proj(keys), attention)
+        spatial = key.shape[2] - num_pointers
+        key = torch.cat([self._rotate(key[:, :, :spatial]), key[:, :, spatial:]], dim=2)
+        value = _heads(attention.v_proj(memory), attention)
+        return _merge(F.scaled_dot_product_attention(query.expand(count, -1, -1, -1), key, value), attention)
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        """Axial rotary encoding of ``(G, heads, F * h * w, d)``, the same for each of F frames, in float32."""
+        cos, sin = self._rotary
+        frames = x.float().unflatten(2, (-1, cos.shape[-2]))
+        even, odd = frames.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((-odd, even), dim=-1).flatten(-2)
+        rotated: Tensor = (frames * cos + turned * sin).flatten(2, 3).to(x.dtype)
+        return rotated
+
+    def _decode(self, vision: Vision, features: Tensor, mask_prompt: Tensor) -> Decoded:
+        """SAM's mask decoder without points: the best of three masks by predicted IoU."""
+        count = len(features)
+        masks, iou, tokens, object_logit = self._model.mask_decoder(
+            image_embeddings=features,
+            image_positional_embeddings=self._image_position,
+            sparse_prompt_embeddings=self._no_points.expand(count, -1, -1, -1),
+            dense_prompt_embeddings=mask_prompt,
+            multimask_output=True,
+            high_resolution_features=[vision.fine, vision.middle],
+        )
+        rows, best = torch.arange(count, device=features.device), iou[:, 0].argmax(-1)
+        logit = object_logit[:, 0, 0].float()
+        present = logit > 0
+        logits = torch.where(present[:, None, None], masks[rows, 0, best].float(), NO_OBJECT_LOGIT)
+        pointer = self._model.object_pointer_proj(tokens[rows, 0, best])
+        return Decoded(logits, logit, torch.where(present[:, None], pointer, self._model.no_object_pointer))
+
+    def begin(self, vision: Vision, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """First memory ``(K, S, 64)`` and pointer ``(K, C)`` of new objects from binary masks ``(K, 4h, 4w)``.
+
+        A mask is output and memory at once, as SAM2's mask prompt (``_use_mask_as_output``).
+        """
+        model, dtype = self._model, vision.coarse.dtype
+        side = (model.image_size, model.image_size)
+        soft = _resize(masks[:, None].float(), side)
+        prompt = model.mask_downsample(soft.to(dtype))
+        prompt = _resize(prompt.float(), model.prompt_encoder.mask_input_size).to(dtype)
+        features = vision.coarse.expand(len(masks), -1, -1, -1)
+        decoded = self._decode(vision, features, model.prompt_encoder.mask_embed(prompt))
+        visible = masks.flatten(1).any(1)
+        pointer = torch.where(visible[:, None], decoded.pointer, model.no_object_pointer)
+        inside = _resize(soft * 20 - 10, self._memory_side) > 0
+        return self._encode(vision, inside.to(dtype), visible), pointer
+
+    def remember(self, vision: Vision, logits: Tensor) -> Tensor:
+        """Memory ``(M, S, 64)`` of mask logits ``(M, 4h, 4w)``; one without a positive pixel is absent."""
+        enlarged = _resize(logits[:, None].float(), self._memory_side).to(vision.coarse.dtype)
+        return self._encode(vision, torch.sigmoid(enlarged), (logits > 0).flatten(1).any(1))
+
+    @property
+    def _memory_side(self) -> tuple[int, int]:
+        height, width = self._model.prompt_encoder.mask_input_size
+        return 4 * height, 4 * width
+
+    def _encode(self, vision: Vision, inside: Tensor, present: Tensor) -> Tensor:
+        """Memory encoder on mask probabilities ``(N, 1, H, W)``, kept as bfloat16 like both references do."""
+        config = self._config
+        scaled = inside * config.sigmoid_scale_for_mem_enc + config.sigmoid_bias_for_mem_enc
+        features, _ = self._model.memory_encoder(vision.coarse, scaled)
+        absent = self._model.occlusion_spatial_embedding_parameter
+        if absent is not None:
+            features = features + (~present).to(features.dtype)[:, None, None, None] * absent[..., None, None]
+        memory: Tensor = features.to(torch.bfloat16).flatten(2).transpose(1, 2)
+        return memory
+
+
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with antialiasing, as both references resize masks; the input itself if it has the size."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _heads(x: Tensor, attention: Any) -> Tensor:
+    """``(G, n, heads * d)`` -> ``(G, heads, n, d)``."""
+    heads: int = attention.num_attention_heads
+    return x.view(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
+
+
+def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """``(G, h * w, C)`` -> ``(G, C, h, w)``."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
+
+
+def _merge(x: Tensor, attention: Any) -> Tensor:
+    """``(G, heads, n, d)`` -> ``(G, n, C)`` through the output projection."""
+    merged: Tensor = attention.o_proj(x.transpose(1, 2).flatten(2))
+    return merged
+
+
+def _sine_encoding(position: Tensor, channels: int) -> Tensor:
+    """``(..., channels)`` of positions ``(...)`` (Vaswani et al. 2017, 3.5; halves of sines and cosines)."""
+    half = channels // 2
+    index = torch.arange(half, dtype=torch.float32, device=position.device)
+    angle = position[..., None] / 10000 ** (2 * (index // 2) / half)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class FusedLevel(nn.Module):
+    """One pyramid level: upsampling, then the linear chain 1x1 -> 3x3 (-> 1x1) as a single 3x3 convolution.
+
+    The chain's biases do not commute with the 3x3's zero padding, so their effect is a map of its own.
+    """
+
+    weight: Tensor
+    bias_map: Tensor
+
+    def __init__(self, level: Any, tail: Any, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.upsample = nn.Sequential(*level.scale_layers)
+        first, middle = level.proj1, level.proj2
+        weight, bias = middle.weight.double(), middle.bias.double()
+        if tail is not None:
+            last = tail.weight.double()[:, :, 0, 0]
+            weight = torch.einsum("om,mihw->oihw", last, weight)
+            bias = last @ bias + tail.bias.double()
+        fused = torch.einsum("omhw,mi->oihw", weight, first.weight.double()[:, :, 0, 0])
+        # On a 3x3 grid every kind of pixel occurs once: corners, borders, the inside.
+        kinds = F.conv2d(first.bias.double()[None, :, None, None].expand(1, -1, 3, 3), weight, bias, padding=1)
+        rows, cols = ([0] + [1] * (n - 2) + [2] for n in size)
+        bias_map = kinds[:, :, rows][:, :, :, cols]
+        self.register_buffer("weight", fused.to(first.weight.dtype), persistent=False)
+        self.register_buffer("bias_map", bias_map.to(first.weight.dtype), persistent=False)
+
+    def forward(self, spatial: Tensor) -> Tensor:
+        """``(1, C, h, w)`` -> this level."""
+        lifted = self.upsample(spatial.to(self.weight.dtype))
+        return F.conv2d(lifted, self.weight, padding=1) + self.bias_map
+
+
+def fuse_neck(neck: Any, mask_decoder: Any, grid: tuple[int, int]) -> nn.ModuleList:
+    """Levels 4x (with ``conv_s0``), 2x (with ``conv_s1``) and 1x of the neck; the unused 0.5x is left out."""
+    tails = (mask_decoder.conv_s0, mask_decoder.conv_s1, None)
+    height, width = grid
+    return nn.ModuleList(
+        FusedLevel(level, tail, (scale * height, scale * width))
+        for level, tail, scale in zip(neck.fpn_layers, tails, (4, 2, 1), strict=False)
+    )
