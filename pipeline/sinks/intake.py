@@ -169,7 +169,9 @@ class Intake:
             FormatError: a track that has two masks on one frame.
         """
         self._refuse_duplicates()
-        manifest = Manifest("", {"id": f"imported from {source}", "fingerprint": ""}, list(self._prompts), [], "imported")
+        manifest = Manifest(
+            "", {"id": f"imported from {source}", "fingerprint": ""}, list(self._prompts), [], "imported"
+        )
         writer = RunWriter.create(folder, manifest, "{}\n")
         for video in self._videos.values():
             if not video.num_frames_known:
@@ -190,7 +192,7 @@ class Intake:
             raise FormatError(f"id {name!r} is there twice", where)
 
     def _write_video(self, writer: RunWriter, video: _Video) -> None:
-        entry, numbers = video.entry, _Numbers()
+        entry, numbers = video.entry, _Numbers(video.tracks)
         with writer.video(entry.video_id, rows_per_part=20_000, frames_per_part=2_000) as out:
             for frame, rows in self._spill.frames(video.ordinal):
                 out.write(_frame_result(entry, frame, rows, numbers))
@@ -202,20 +204,27 @@ class Intake:
 
 
 class _Numbers:
-    """Masklet ids by track, given as they first appear."""
+    """Masklet ids by track, given as tracks first appear; those that appear together in the order of their own ids."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracks: dict[Hashable, int]) -> None:
         self._ids: dict[int, int] = {}
+        self._rank = {ordinal: ordinal for ordinal in tracks.values()}
+        if all(isinstance(key, int) for key in tracks):
+            self._rank = {tracks[key]: rank for rank, key in enumerate(sorted(tracks, key=int))}  # type: ignore[call-overload]
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def of(self, track: int) -> int:
-        return self._ids.setdefault(track, len(self._ids) + 1)
+    def number(self, tracks: list[int]) -> list[int]:
+        """The ids of the tracks of one frame."""
+        for track in sorted(tracks, key=self._rank.__getitem__):
+            self._ids.setdefault(track, len(self._ids) + 1)
+        return [self._ids[track] for track in tracks]
 
 
 def _frame_result(entry: VideoEntry, frame: int, rows: list[tuple[Row, str]], numbers: _Numbers) -> FrameResult:
-    numbered = sorted(((numbers.of(row[2]), row, prompt) for row, prompt in rows), key=lambda item: item[0])
+    ids = numbers.number([row[2] for row, _ in rows])
+    numbered = sorted(((i, row, prompt) for i, (row, prompt) in zip(ids, rows, strict=True)), key=lambda item: item[0])
     size = (entry.height, entry.width)
     return FrameResult(
         entry.video_id,

@@ -59,7 +59,9 @@ class CheckedRun:
                 continue
             check_size(entry.width, entry.height, f"{run.folder}, video {entry.video_id}")
             if entry.status == "partial":
-                self.notes.append(f"{entry.video_id} is partial: {entry.error or 'it has fewer frames than it promised'}")
+                self.notes.append(
+                    f"{entry.video_id} is partial: {entry.error or 'it has fewer frames than it promised'}"
+                )
             self.videos.append(entry)
 
     @property
@@ -124,7 +126,9 @@ def check_name(name: str, where: str) -> str:
     Raises:
         FormatError: it is empty, hidden, too long, or would leave its folder.
     """
-    harmful = not name or name.startswith(".") or len(name.encode()) > 200 or any(c in "/\\:" or ord(c) < 32 for c in name)
+    harmful = (
+        not name or name.startswith(".") or len(name.encode()) > 200 or any(c in "/\\:" or ord(c) < 32 for c in name)
+    )
     if harmful:
         raise FormatError(f"{name[:60]!r} cannot be a file name", where, "rename the video")
     return name

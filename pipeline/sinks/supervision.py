@@ -31,7 +31,9 @@ class Supervision:
 
 def _rows(run: CheckedRun, entry: VideoEntry, categories: Categories) -> Iterator[dict[str, Any]]:
     for result in run.frames(entry):
-        for row, score in zip(sv.JSONSink.parse_detection_data(*_detections(result, categories)), result.score, strict=True):
+        for row, score in zip(
+            sv.JSONSink.parse_detection_data(*_detections(result, categories)), result.score, strict=True
+        ):
             yield {**row, "confidence": short(score)}
 
 
