@@ -108,6 +108,38 @@ class TrackerConfig(Section):
         return self
 
 
+Duration = Annotated[str, Field(pattern=r"^\d+(\.\d*)?s?$", description="seconds, as `60s`")]
+
+
+class ChunkConfig(Section):
+    """Cutting one long video into pieces that are tracked in parallel; identities are stitched afterwards."""
+
+    length: Duration | None = Field(None, description="seconds per piece, as `60s`; none: the video is one piece")
+    overlap: Duration = Field("2s", description="how long neighbouring pieces share, to recognise their objects by")
+    max_gap: Duration = Field("5s", description="how long an object may be out of sight across a cut")
+
+    @property
+    def length_s(self) -> float | None:
+        """Seconds per piece."""
+        return float(self.length.rstrip("s")) if self.length is not None else None
+
+    @property
+    def overlap_s(self) -> float:
+        """Seconds that neighbours share."""
+        return float(self.overlap.rstrip("s"))
+
+    @property
+    def max_gap_s(self) -> float:
+        """Seconds out of sight that a gap link may bridge."""
+        return float(self.max_gap.rstrip("s"))
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> ChunkConfig:
+        if self.length_s is not None and not 0 < self.overlap_s <= self.length_s / 2:
+            raise ValueError("overlap must be positive and at most half of length")
+        return self
+
+
 class OutputConfig(Section):
     """The run folder."""
 
@@ -134,6 +166,7 @@ class Config(Section):
     detector: DetectorConfig = DetectorConfig()
     tracker: TrackerConfig = TrackerConfig()
     sampling: SamplingConfig = SamplingConfig()
+    chunk: ChunkConfig = ChunkConfig()
     output: OutputConfig = OutputConfig()
     sources: tuple[str, ...] = Field((), description="what to track when the command line names nothing")
     prompts: tuple[str, ...] = ()

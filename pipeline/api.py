@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import models
 from configs.load import digest, load_config, to_yaml
 from configs.schema import Config
 from pipeline.errors import SourceError, UsageError
@@ -17,6 +18,10 @@ from pipeline.store import Manifest, RunWriter, check_reusable, open_run
 from pipeline.types import BoxPrompt, Prompts
 from workers.local_executor import LocalExecutor
 from workers.unit_worker import UnitWorker
+
+
+DEMO_CLIP = Path(models.__file__).parent / "tiny" / "demo.mp4"
+DEMO_PHRASES = ("red circle", "blue star", "green thing")
 
 
 def masklet_version() -> str:

@@ -152,7 +152,7 @@ def render(
     opened = open_run(run)
     files = [
         drawing.render(
-            opened, out, style=tuple(style.split(",")), video_id=video_id, beside=beside and open_run(beside)
+            opened, out, style=tuple(style.split(",")), video_id=video_id, beside=open_run(beside) if beside else None
         )
     ]
     if sheet:

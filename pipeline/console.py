@@ -16,9 +16,8 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from pipeline.errors import MaskletError, UsageError
 from pipeline.store import VideoEntry
@@ -45,7 +44,7 @@ class Output:
         """For progress and notes; silent with ``--json``."""
         return Console(stderr=True, quiet=self.as_json)
 
-    def result(self, data: Mapping[str, Any], table: Table | str | None = None) -> None:
+    def result(self, data: Mapping[str, Any], table: RenderableType | None = None) -> None:
         """The command's result: ``data`` with ``--json``, else the table (or nothing)."""
         if self.as_json:
             sys.stdout.write(json.dumps(data, ensure_ascii=False, default=str) + "\n")

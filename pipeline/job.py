@@ -6,17 +6,19 @@ import shutil
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from configs.load import digest
 from configs.schema import Config
-from pipeline.decode import redact
-from pipeline.errors import RunInterruptedError
+from pipeline.assemble import Assembler
+from pipeline.decode import probe, redact
+from pipeline.errors import ConfigError, MaskletError, RunInterruptedError
 from pipeline.sources.file import VideoItem
 from pipeline.store import INTERRUPTED, Manifest, RunWriter, VideoEntry
-from workers.units import Unit, UnitProgress, UnitReport, committed, fingerprint, publish, remove_attempts, unit_key
+from workers.plan import chunk_ranges
+from workers.units import Unit, UnitProgress, UnitReport, committed, fingerprint, remove_attempts, unit_key
 
 
 class Executor(Protocol):
@@ -67,68 +69,82 @@ class Job:
     def __init__(self, config: Config, run: RunWriter, executor: Executor) -> None:
         self._config, self._run, self._executor = config, run, executor
         self._units = run.folder / ".units"
+        self._assembler = Assembler(config, run.folder, self._units)
+        self._videos: dict[str, _Video] = {}
 
     def execute(self, items: Sequence[VideoItem], listener: ProgressListener) -> Manifest:
         """Track every video that is not finished yet.
 
         Raises:
-            RunInterruptedError: on Ctrl-C or SIGTERM; what is finished is kept, and the video at hand as ``partial``.
+            RunInterruptedError: on Ctrl-C or SIGTERM; what is finished is kept, and a video at hand as ``partial``.
         """
         started = time.perf_counter()
         self._units.mkdir(exist_ok=True)
         remove_attempts(self._units)
-        uris = {item.video_id: item.uri for item in items}
         try:
-            self._do(items, uris, listener)
+            self._do(items, listener)
         except KeyboardInterrupt:
-            self._keep_interrupted(uris, listener)
+            self._keep_interrupted(listener)
             raise RunInterruptedError("interrupted", str(self._run.folder), "run the same line with --resume") from None
         return self._complete(items, time.perf_counter() - started)
 
-    def _do(self, items: Sequence[VideoItem], uris: dict[str, str], listener: ProgressListener) -> None:
-        todo = []
+    def _do(self, items: Sequence[VideoItem], listener: ProgressListener) -> None:
+        todo: list[Unit] = []
         for item in items:
             if self._run.finished(item.video_id):
                 listener.video_ended(self._run.entry(item.video_id))
-                continue
-            unit = self._unit(item)
-            report = committed(self._units, unit.key)
-            if report is not None and not (report.error or "").startswith(INTERRUPTED):
-                self._publish(report, uris, listener)
             else:
-                shutil.rmtree(self._units / unit.key, ignore_errors=True)
-                todo.append(unit)
+                todo += self._plan(item, listener)
+        todo.sort(key=lambda unit: -unit.cost)
         with closing(self._executor.run(todo, self._units)) as events:
             for event in events:
                 if isinstance(event, UnitProgress):
                     listener.progress(event)
                 else:
-                    self._publish(event, uris, listener)
+                    self._collect(event, listener)
 
-    def _unit(self, item: VideoItem) -> Unit:
+    def _plan(self, item: VideoItem, listener: ProgressListener) -> list[Unit]:
+        """The video's units that are not committed yet; those that are, are collected."""
         plan = (digest(self._config), self._run.manifest.model.get("fingerprint", ""))
-        path = Path(item.uri)
-        return Unit(
-            unit_key(fingerprint(item.uri), None, None, (*plan, item.video_id)),
-            item.video_id,
-            item.uri,
-            cost=float(path.stat().st_size) if path.is_file() else 0.0,
-        )
+        try:
+            units = plan_units(item, self._config, plan)
+        except ConfigError:
+            raise
+        except MaskletError as error:
+            self._end(VideoEntry(item.video_id, redact(item.uri), "failed", error=str(error)), listener)
+            return []
+        self._videos[item.video_id] = _Video(item.uri, len(units))
+        todo = []
+        for unit in units:
+            report = committed(self._units, unit.key)
+            if report is None or _was_interrupted(report):
+                shutil.rmtree(self._units / unit.key, ignore_errors=True)
+                todo.append(unit)
+            else:
+                self._collect(report, listener)
+        return todo
 
-    def _publish(self, report: UnitReport, uris: dict[str, str], listener: ProgressListener) -> None:
-        """Make a finished unit's rows the video's, and list it."""
-        if report.status != "failed":
-            publish(self._units, report.key, self._run.folder / "masklets" / report.video_id)
-        entry = entry_of(report, uris[report.video_id])
+    def _collect(self, report: UnitReport, listener: ProgressListener) -> None:
+        """Take in a finished unit; with its last one, a video is published."""
+        video = self._videos[report.video_id]
+        video.reports.append(report)
+        if len(video.reports) == video.num_units:
+            self._publish(video, listener)
+
+    def _publish(self, video: _Video, listener: ProgressListener) -> None:
+        reports = sorted(video.reports, key=lambda r: r.ordinal)
+        self._end(self._assembler.publish(reports, video.uri), listener)
+
+    def _end(self, entry: VideoEntry, listener: ProgressListener) -> None:
         self._run.end_video(entry)
         listener.video_ended(entry)
 
-    def _keep_interrupted(self, uris: dict[str, str], listener: ProgressListener) -> None:
-        """What was tracked of the video at hand is worth keeping; resuming does that video again."""
-        for folder in self._units.iterdir():
-            report = committed(self._units, folder.name) if not folder.name.startswith(".") else None
-            if report is not None:
-                self._publish(report, uris, listener)
+    def _keep_interrupted(self, listener: ProgressListener) -> None:
+        """What was tracked of a video in one piece is worth showing; resuming does it again. Chunks just stay."""
+        for folder in self._units.glob("[!.]*"):
+            report = committed(self._units, folder.name)
+            if report is not None and self._videos[report.video_id].num_units == 1:
+                self._collect(report, listener)
         remove_attempts(self._units)
         self._run.manifest.status = "interrupted"
         self._run.save()
@@ -144,22 +160,40 @@ class Job:
         return manifest
 
 
-def entry_of(report: UnitReport, uri: str) -> VideoEntry:
-    """A whole video's manifest entry from its only unit's report."""
-    return VideoEntry(
-        report.video_id,
-        redact(uri),
-        report.status,
-        report.width,
-        report.height,
-        report.fps,
-        report.num_frames,
-        report.num_tracked,
-        report.num_masklets,
-        max(report.decoders, key=lambda name: report.decoders[name], default=""),
-        report.error,
-        report.decoders,
-        report.duration_s,
-        report.counters,
-        report.timings_s,
-    )
+@dataclass(slots=True)
+class _Video:
+    """A video under way: where it comes from, and its units so far."""
+
+    uri: str
+    num_units: int
+    reports: list[UnitReport] = field(default_factory=list)
+
+
+def _was_interrupted(report: UnitReport) -> bool:
+    return (report.error or "").startswith(INTERRUPTED)
+
+
+def plan_units(item: VideoItem, config: Config, plan: Sequence[str]) -> list[Unit]:
+    """The units of one video: itself, or its chunks.
+
+    Raises:
+        SourceError: the video has to be cut and cannot be read.
+    """
+    source = fingerprint(item.uri)
+    if config.chunk.length is None:
+        path = Path(item.uri)
+        cost = float(path.stat().st_size) if path.is_file() else 0.0
+        return [Unit(unit_key(source, None, None, (*plan, item.video_id)), item.video_id, item.uri, cost=cost)]
+    ranges = chunk_ranges(config.chunk, config.sampling, probe(item.uri, item.video_id))
+    return [
+        Unit(
+            unit_key(source, start, stop, (*plan, item.video_id)),
+            item.video_id,
+            item.uri,
+            ordinal,
+            start,
+            stop,
+            float(stop - start),
+        )
+        for ordinal, (start, stop) in enumerate(ranges)
+    ]

@@ -74,13 +74,15 @@ def box_iou(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
     inter = np.clip(bottom_right - top_left, 0, None).prod(-1)
     union = box_areas(a)[:, None] + box_areas(b)[None] - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+    iou: NDArray[np.float64] = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+    return iou
 
 
 def box_areas(boxes_xyxy: NDArray[Any]) -> NDArray[np.float64]:
     """``(N,)`` areas; a box that is inside out has area 0."""
     sides = np.asarray(boxes_xyxy, np.float64)
-    return np.clip(sides[:, 2:] - sides[:, :2], 0, None).prod(-1)
+    area: NDArray[np.float64] = np.clip(sides[:, 2:] - sides[:, :2], 0, None).prod(-1)
+    return area
 
 
 def boxes_to_masks(boxes_xyxy: NDArray[Any], size: tuple[int, int]) -> BoolArray:

@@ -81,6 +81,10 @@ class VideoEntry:
     """What was dropped or taken back: ``withdrawn``, ``over_budget``, ``non_finite`` ..."""
     timings_s: dict[str, float] = field(default_factory=dict)
     """Wall-clock seconds per stage, and ``total``."""
+    chunks: list[tuple[int, int]] = field(default_factory=list)
+    """Frame ranges tracked apart and stitched; empty for a video tracked in one piece."""
+    links: list[dict[str, Any]] = field(default_factory=list)
+    """Stitches: ``masklet_id, frame, kind (overlap|gap), confidence, weak``."""
     prompts: list[str] | None = None
     """The phrases that were searched for in this video, where they are not all of the run's (imported ground truth)."""
 
@@ -409,7 +413,7 @@ class Run:
         entry = self.video(video_id)
         size = (entry.height, entry.width)
         for path in self.parts(video_id):
-            yield from _frames_of(_read_part(path), video_id, size)
+            yield from frames_of_parts(_read_part(path), video_id, size)
 
     def masklets(
         self, *, video_id: str | None = None, prompt: str | None = None, min_frames: int = 1
@@ -457,7 +461,8 @@ def _xyxy(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.stack([table[c].to_numpy() for c in ("x1", "y1", "x2", "y2")], axis=1).astype(np.float32)
 
 
-def _frames_of(table: pa.Table, video_id: str, size: tuple[int, int]) -> Iterator[FrameResult]:
+def frames_of_parts(table: pa.Table, video_id: str, size: tuple[int, int]) -> Iterator[FrameResult]:
+    """The frames of rows that are sorted by frame."""
     frames = table["frame"].to_numpy()
     starts = np.flatnonzero(np.r_[True, frames[1:] != frames[:-1]]) if len(frames) else np.zeros(0, np.int64)
     for start, stop in zip(starts, [*starts[1:], len(frames)][: len(starts)], strict=True):

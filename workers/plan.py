@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from configs.schema import SamplingConfig
+from configs.schema import ChunkConfig, SamplingConfig
 from pipeline.decode import FrameTable
 from pipeline.errors import ConfigError
 
@@ -37,3 +37,34 @@ def _frame(moment: str, key: str, table: FrameTable) -> int:
         raise ConfigError(f"bad moment {moment!r}", key, "write a frame number such as 120, or seconds such as 4.5s")
     times = table.pts_s
     return int(np.searchsorted(times - times[:1].sum(), float(seconds[1]), side="left"))
+
+
+def chunk_ranges(chunk: ChunkConfig, sampling: SamplingConfig, table: FrameTable) -> list[tuple[int, int]]:
+    """The pieces of a video as ``(start, stop)`` frame indices, each overlapping the next.
+
+    Pieces are intervals of presentation time, so a variable frame rate cuts where the clock says. A start moves to a
+    keyframe within half an overlap of it: decoding starts there anyway, and encoders put keyframes at scene cuts. It
+    lies on the grid of ``--stride``, so that neighbours sample the same frames. A last piece shorter than the overlap
+    joins the one before.
+    """
+    first, last = frame_range(sampling, table)
+    length_s = chunk.length_s
+    if length_s is None or last - first < 2:
+        return [(first, last)]
+    times = table.pts_s
+    end_s = times[last - 1]
+    count = max(int((end_s - times[first]) // length_s), 1)
+    targets = [times[first] + k * length_s for k in range(1, count + 1) if times[first] + k * length_s < end_s]
+    starts = [first, *(_start_near(t, chunk.overlap_s, first, sampling.stride, table) for t in targets)]
+    starts = [s for i, s in enumerate(starts) if i == 0 or (s > starts[i - 1] and end_s - times[s] > chunk.overlap_s)]
+    stops = [min(int(np.searchsorted(times, times[s] + chunk.overlap_s, side="right")), last) for s in starts[1:]]
+    return list(zip(starts, [*stops, last], strict=True))
+
+
+def _start_near(target_s: float, reach_s: float, first: int, stride: int, table: FrameTable) -> int:
+    """A frame to start a piece at: on the stride grid, at a keyframe if one is within half the reach."""
+    keys_s = table.keyframes * float(table.time_base)
+    near = keys_s[np.abs(keys_s - target_s) <= reach_s / 2]
+    moment = near[np.abs(near - target_s).argmin()] if len(near) else target_s
+    index = int(np.searchsorted(table.pts_s, moment - 1e-9, side="left"))
+    return first + (index - first) // stride * stride

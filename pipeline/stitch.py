@@ -1,0 +1,327 @@
+"""From the tracklets of a video's chunks to masklets: one global assignment over all boundaries.
+
+Neighbouring chunks share an overlap. A tracklet that reaches into it is the same object as the one of the next chunk
+whose masks it covers there (*overlap link*). An object hidden at the cut has no masks there: its last and next
+appearances are joined by where it was going and how it looked (*gap link*). All links of a video compete in one
+assignment, so that no tracklet has two successors or two predecessors and a strong link anywhere displaces weak ones.
+
+Everything here is a pure function of the chunks' rows: ids depend neither on workers nor on the order of completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from pipeline import masks as mask_ops
+from pipeline.results import FrameResult
+from pipeline.types import Float32Array
+
+MIN_OVERLAP_IOU = 0.2
+"""Masks over the whole overlap must agree at least so much: two views of one object do far better, neighbours worse."""
+MIN_GAP_SCORE = 0.35
+"""A hidden object is taken up again only above this; below, a new id is the smaller error."""
+WEAK_CONFIDENCE = 0.6
+"""Links below are listed for review."""
+_OVERLAP_BONUS = 1.0
+"""Added to overlap links' gain: pixels outrank guesses about motion."""
+_TAIL_FRAMES = 12
+"""Rows at each end of a tracklet that are kept to judge its motion."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSpan:
+    """A chunk's place in its video, in source frames."""
+
+    ordinal: int
+    start: int
+    """First frame that was tracked, overlap included."""
+    stop: int
+    """One past the last frame that was tracked, overlap included."""
+    core_start: int
+    """First frame whose rows this chunk answers for."""
+    core_stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tracklet:
+    """The ends of one track inside one chunk."""
+
+    chunk: int
+    track_id: int
+    prompt: str
+    head_frames: NDArray[np.int64]
+    """``(K,)`` its first frames, ascending."""
+    head_xyxy: Float32Array
+    """``(K, 4)``"""
+    tail_frames: NDArray[np.int64]
+    """``(K,)`` its last frames, ascending."""
+    tail_xyxy: Float32Array
+    appearance: Float32Array | None = None
+    """``(D,)`` unit vector, if the tracker has one."""
+
+    @property
+    def first(self) -> int:
+        """First frame it is visible on."""
+        return int(self.head_frames[0])
+
+    @property
+    def last(self) -> int:
+        """Last frame it is visible on."""
+        return int(self.tail_frames[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Two tracklets taken to be one object."""
+
+    chunk: int
+    track_id: int
+    next_chunk: int
+    next_track_id: int
+    kind: str
+    """``overlap`` or ``gap``."""
+    confidence: float
+    """0..1: mask IoU over the overlap, or the gap score."""
+    frame: int
+    """The first frame of the next chunk's rows that the link vouches for."""
+
+
+def core_spans(ranges: Sequence[tuple[int, int]]) -> list[ChunkSpan]:
+    """Chunks ``[(start, stop)]`` that overlap their neighbours, each with the frames it answers for.
+
+    The handover is in the middle of an overlap: there the earlier chunk still has its history and the later one has
+    left its probation behind. Every frame belongs to exactly one chunk.
+    """
+    handovers = [(b_start + a_stop + 1) // 2 for (_, a_stop), (b_start, _) in pairwise(ranges)]
+    starts, stops = [ranges[0][0], *handovers], [*handovers, ranges[-1][1]]
+    return [
+        ChunkSpan(i, start, stop, core_start, core_stop)
+        for i, ((start, stop), core_start, core_stop) in enumerate(zip(ranges, starts, stops, strict=True))
+    ]
+
+
+class TrackletCollector:
+    """Keeps the ends of every tracklet of a chunk while its frames stream by."""
+
+    def __init__(self, chunk: int, appearances: Mapping[int, Float32Array] | None = None) -> None:
+        self._chunk, self._appearances = chunk, appearances or {}
+        self._ends: dict[int, tuple[str, list[tuple[int, Float32Array]], list[tuple[int, Float32Array]]]] = {}
+
+    def add(self, result: FrameResult) -> None:
+        """Take in one frame."""
+        for row, track_id in enumerate(result.masklet_id.tolist()):
+            _, head, tail = self._ends.setdefault(track_id, (result.prompt[row], [], []))
+            if len(head) < _TAIL_FRAMES:
+                head.append((result.index, result.xyxy[row]))
+            tail.append((result.index, result.xyxy[row]))
+            del tail[:-_TAIL_FRAMES]
+
+    def tracklets(self) -> list[Tracklet]:
+        """All tracklets seen, by id."""
+        return [
+            Tracklet(self._chunk, i, prompt, *_columns(head), *_columns(tail), self._appearances.get(i))
+            for i, (prompt, head, tail) in sorted(self._ends.items())
+        ]
+
+
+def _columns(rows: list[tuple[int, Float32Array]]) -> tuple[NDArray[np.int64], Float32Array]:
+    return np.array([f for f, _ in rows], np.int64), np.stack([b for _, b in rows]).astype(np.float32)
+
+
+def overlap_iou(earlier: Iterator[FrameResult], later: Iterator[FrameResult]) -> dict[tuple[int, int], float]:
+    """Mask IoU over an overlap, summed over its frames, of every pair of tracklets of one phrase that ever touch.
+
+    A frame on which only one of the two is visible counts against the pair.
+
+    Args:
+        earlier: the earlier chunk's frames of the overlap.
+        later: the later chunk's frames of the same range.
+    """
+    inter: dict[tuple[int, int], float] = {}
+    areas: tuple[dict[int, float], dict[int, float]] = ({}, {})
+    by_frame = {r.index: r for r in later}
+    for result in by_frame.values():
+        _add_areas(areas[1], result)
+    for result in earlier:
+        _add_areas(areas[0], result)
+        if result.index in by_frame:
+            _add_intersections(inter, result, by_frame[result.index])
+    return {(i, j): v / (areas[0][i] + areas[1][j] - v) for (i, j), v in inter.items()}
+
+
+def _add_areas(areas: dict[int, float], result: FrameResult) -> None:
+    for track_id, area in zip(result.masklet_id.tolist(), result.area_px().tolist(), strict=True):
+        areas[track_id] = areas.get(track_id, 0.0) + area
+
+
+def _add_intersections(inter: dict[tuple[int, int], float], a: FrameResult, b: FrameResult) -> None:
+    iou = mask_ops.rle_iou(a.rles, b.rles)
+    total = a.area_px()[:, None].astype(float) + b.area_px()[None]
+    pixels = iou * total / (1 + iou)
+    for i, j in zip(*np.nonzero(iou), strict=True):
+        if a.prompt[i] == b.prompt[j]:
+            pair = int(a.masklet_id[i]), int(b.masklet_id[j])
+            inter[pair] = inter.get(pair, 0.0) + float(pixels[i, j])
+
+
+def gap_score(earlier: Tracklet, later: Tracklet, max_gap_frames: int) -> float:
+    """How well ``later`` continues ``earlier`` after a time out of sight: 0 (not at all) to 1.
+
+    The product of three: how near it reappears to where constant velocity or standing still would put it (in units of
+    its own size, tolerance growing with the square root of the time unseen), how alike the sizes are, and how alike
+    the appearances are where both are known.
+    """
+    gap = later.first - earlier.last
+    if gap <= 0 or gap > max_gap_frames or earlier.prompt != later.prompt:
+        return 0.0
+    size = max(_size(earlier.tail_xyxy[-1]), 1.0)
+    at = _centre(later.head_xyxy[0])
+    last = _centre(earlier.tail_xyxy[-1])
+    moved = last + _velocity(earlier.tail_frames, earlier.tail_xyxy) * gap
+    came_from = at - _velocity(later.head_frames, later.head_xyxy) * gap
+    distance = min(np.linalg.norm(at - moved), np.linalg.norm(at - last), np.linalg.norm(came_from - last)) / size
+    near = float(np.exp(-((distance / (0.75 + 0.1 * np.sqrt(gap))) ** 2)))
+    ratio = _size(later.head_xyxy[0]) / size
+    alike = min(ratio, 1 / ratio) if ratio > 0 else 0.0
+    return float(near * np.sqrt(alike) * _appearance(earlier, later))
+
+
+def _appearance(a: Tracklet, b: Tracklet) -> float:
+    if a.appearance is None or b.appearance is None:
+        return 1.0
+    return max(float(a.appearance @ b.appearance), 0.0)
+
+
+def _centre(xyxy: Float32Array) -> Float32Array:
+    return np.asarray((xyxy[:2] + xyxy[2:]) / 2, np.float32)
+
+
+def _size(xyxy: Float32Array) -> float:
+    return float(np.sqrt(np.prod(np.maximum(xyxy[2:] - xyxy[:2], 0))))
+
+
+def _velocity(frames: NDArray[np.int64], xyxy: Float32Array) -> Float32Array:
+    """Pixels per frame of the centre, over the rows kept."""
+    if len(frames) < 2:
+        return np.zeros(2, np.float32)
+    return np.asarray((_centre(xyxy[-1]) - _centre(xyxy[0])) / (frames[-1] - frames[0]), np.float32)
+
+
+def link(
+    spans: Sequence[ChunkSpan],
+    tracklets: Sequence[Tracklet],
+    overlaps: Sequence[Mapping[tuple[int, int], float]],
+    max_gap_frames: int,
+) -> list[Link]:
+    """One assignment over all boundaries.
+
+    Args:
+        spans: the chunks.
+        tracklets: of all chunks.
+        overlaps: for each boundary, :func:`overlap_iou` of the chunks on its sides.
+        max_gap_frames: how long an object may stay hidden across a cut.
+    """
+    candidates = [*_overlap_links(spans, overlaps), *_gap_links(spans, tracklets, max_gap_frames)]
+    if not candidates:
+        return []
+    tails = sorted({(c.chunk, c.track_id) for c in candidates})
+    heads = sorted({(c.next_chunk, c.next_track_id) for c in candidates})
+    gain = np.zeros((len(tails), len(heads)))
+    best: dict[tuple[int, int], Link] = {}
+    for candidate in candidates:
+        cell = (
+            tails.index((candidate.chunk, candidate.track_id)),
+            heads.index((candidate.next_chunk, candidate.next_track_id)),
+        )
+        value = candidate.confidence + (_OVERLAP_BONUS if candidate.kind == "overlap" else 0.0)
+        if value > gain[cell]:
+            gain[cell], best[cell] = value, candidate
+    rows, columns = linear_sum_assignment(gain, maximize=True)
+    return [best[r, c] for r, c in zip(rows.tolist(), columns.tolist(), strict=True) if (r, c) in best]
+
+
+def _overlap_links(spans: Sequence[ChunkSpan], overlaps: Sequence[Mapping[tuple[int, int], float]]) -> Iterator[Link]:
+    for boundary, pairs in enumerate(overlaps):
+        a, b = spans[boundary], spans[boundary + 1]
+        for (i, j), iou in sorted(pairs.items()):
+            if iou >= MIN_OVERLAP_IOU:
+                yield Link(a.ordinal, i, b.ordinal, j, "overlap", round(iou, 4), b.core_start)
+
+
+def _gap_links(spans: Sequence[ChunkSpan], tracklets: Sequence[Tracklet], max_gap_frames: int) -> Iterator[Link]:
+    """Candidates for objects out of sight at a cut: gone before it, or not yet back after it."""
+    for a in tracklets:
+        for b in tracklets:
+            if b.chunk <= a.chunk or b.first - a.last > max_gap_frames:
+                continue
+            score = gap_score(a, b, max_gap_frames)
+            if score >= MIN_GAP_SCORE and not _seen_together(a, b, spans):
+                yield Link(a.chunk, a.track_id, b.chunk, b.track_id, "gap", round(score, 4), b.first)
+
+
+def _seen_together(a: Tracklet, b: Tracklet, spans: Sequence[ChunkSpan]) -> bool:
+    """Whether the later one begins where the earlier chunk also looked: then it was another object there."""
+    return b.first < spans[a.chunk].core_stop
+
+
+def masklet_ids(
+    spans: Sequence[ChunkSpan],
+    links: Sequence[Link],
+    frames: Sequence[Iterator[FrameResult]],
+    numbers: dict[tuple[int, int], int],
+) -> Iterator[FrameResult]:
+    """The video's frames, each from the chunk that answers for it, under masklet ids by first appearance.
+
+    Args:
+        spans: the chunks.
+        links: what :func:`link` chose.
+        frames: each chunk's frames in time order.
+        numbers: filled with the masklet id of every ``(chunk, track_id)`` that came out.
+    """
+    before = {(k.next_chunk, k.next_track_id): (k.chunk, k.track_id) for k in links}
+    for span, results in zip(spans, frames, strict=True):
+        for result in results:
+            if span.core_start <= result.index < span.core_stop:
+                yield _renumbered(result, span.ordinal, before, numbers)
+
+
+def _number(
+    tracklet: tuple[int, int],
+    before: Mapping[tuple[int, int], tuple[int, int]],
+    numbers: dict[tuple[int, int], int],
+) -> int:
+    """The masklet of a tracklet: its predecessor's, or the next free one."""
+    if tracklet not in numbers:
+        chain = [tracklet]
+        while chain[-1] in before and chain[-1] not in numbers:
+            chain.append(before[chain[-1]])
+        known = numbers.get(chain[-1], max(numbers.values(), default=0) + 1)
+        numbers.update(dict.fromkeys(chain, known))
+    return numbers[tracklet]
+
+
+def _renumbered(
+    result: FrameResult,
+    chunk: int,
+    before: Mapping[tuple[int, int], tuple[int, int]],
+    numbers: dict[tuple[int, int], int],
+) -> FrameResult:
+    ids = np.array([_number((chunk, i), before, numbers) for i in result.masklet_id.tolist()], np.int32)
+    order = np.argsort(ids, kind="stable")
+    return FrameResult(
+        result.video_id,
+        result.index,
+        result.pts_s,
+        result.source_size,
+        ids[order],
+        tuple(result.prompt[i] for i in order),
+        result.score[order],
+        result.xyxy[order],
+        tuple(result.rles[i] for i in order),
+    )
