@@ -228,7 +228,7 @@ def _read_reports(out: Path) -> dict[str, Any]:
 
 def import_file(
     path: Path,
-    format: str,
+    format: str,  # noqa: A002  # the word users know from --format
     out: Path,
     *,
     text: str = "object",

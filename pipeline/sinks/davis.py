@@ -38,7 +38,7 @@ VOID = 255
 
 
 def davis_palette() -> list[int]:
-    """The 768 values of the DAVIS (and PASCAL VOC) palette: bit k of a colour comes from bit 3k + channel of the number."""
+    """The 768 values of the DAVIS (and PASCAL VOC) palette: a number's bit 3k + c is bit 7 - k of its colour c."""
     numbers = np.arange(256)
     channels = [sum(((numbers >> (3 * k + c)) & 1) << (7 - k) for k in range(3)) for c in range(3)]
     return [int(v) for v in np.stack(channels, axis=1).reshape(-1)]
@@ -250,7 +250,7 @@ def _open(file: Path) -> tuple[NDArray[np.int32], bool]:
     """
     try:
         with Image.open(file) as image:
-            check_size(*image.size, str(file))
+            check_size(image.width, image.height, str(file))
             if image.mode not in ("P", "L", "1", "I;16", "I"):
                 raise FormatError(f"a picture is {image.mode}, not indexed", str(file), "colours are not labels")
             return np.asarray(image).astype(np.int32), image.mode == "P"

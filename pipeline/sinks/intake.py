@@ -208,9 +208,9 @@ class _Numbers:
 
     def __init__(self, tracks: dict[Hashable, int]) -> None:
         self._ids: dict[int, int] = {}
-        self._rank = {ordinal: ordinal for ordinal in tracks.values()}
-        if all(isinstance(key, int) for key in tracks):
-            self._rank = {tracks[key]: rank for rank, key in enumerate(sorted(tracks, key=int))}  # type: ignore[call-overload]
+        numbers = [key for key in tracks if isinstance(key, int)]
+        order = sorted(numbers) if len(numbers) == len(tracks) else tracks
+        self._rank = {tracks[key]: rank for rank, key in enumerate(order)}
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -28,7 +28,7 @@ def write_array(path: Path, elements: Iterable[Any]) -> None:
 
 
 def write_object(path: Path, members: Mapping[str, Any]) -> None:
-    """Write a JSON object, its members in order; a member that is an iterator becomes an array, drawn when its turn comes."""
+    """Write a JSON object, its members in order; an iterator becomes an array, drawn when its turn comes."""
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         write_members(file, members)
         file.write("\n")

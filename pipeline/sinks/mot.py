@@ -1,8 +1,8 @@
 """MOTChallenge text: ``frame,id,left,top,width,height,confidence,-1,-1,-1``, frames and ids from 1.
 
 The text has no class, so ``mot/PHRASE/VIDEO.txt`` has one folder per phrase: each is what TrackEval calls a tracker
-folder. ``VIDEO.ini`` beside it is the challenge's ``seqinfo.ini`` with the phrase added. Pixel coordinates start at 0, as
-most trackers write them (the challenge's own ground truth starts at 1; TrackEval does not correct either).
+folder. ``VIDEO.ini`` beside it is the challenge's ``seqinfo.ini`` with the phrase added. Pixel coordinates start at 0,
+as most trackers write them (the challenge's own ground truth starts at 1; TrackEval does not correct either).
 
 Reading takes results and ground truth, one file, a sequence folder (``SEQ/gt/gt.txt`` with ``SEQ/seqinfo.ini``) or a
 folder of those. Ground truth of MOT16 and later names classes; its ignored rows (flag 0) get score 0.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -145,6 +146,6 @@ def xywh(xyxy: Iterable[float]) -> list[float]:
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-def short(value: float | np.floating[object]) -> float:
+def short(value: Any) -> float:
     """A float32 as the shortest decimal that reads back as the same float32."""
     return float(str(np.float32(value)))

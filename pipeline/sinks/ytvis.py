@@ -81,7 +81,7 @@ def video_row(number: int, entry: VideoEntry, name_key: str = "name") -> dict[st
 
 
 def track_row(masklet: Masklet, number: int, entry: VideoEntry, categories: Categories) -> dict[str, Any]:
-    """A masklet as parallel lists over all frames, ``null`` where it is not visible; its score is the mean over its frames."""
+    """A masklet as parallel lists over all frames, ``null`` where it is not visible; its score is their mean."""
     areas = mask_ops.areas(masklet.masks).tolist()
     columns: dict[str, list[Any]] = {
         name: [None] * entry.num_frames for name in ("segmentations", "bboxes", "areas", "per_frame_scores")
@@ -113,7 +113,7 @@ class TrackFiles:
 
 
 def track_files(path: Path, results: str, truth: str) -> TrackFiles:
-    """What to read for ``path``: ground truth, or results with the ground truth beside them. A folder means its results.
+    """What to read for ``path``: ground truth, or results with the ground truth beside them; in a folder its results.
 
     Raises:
         FormatError: results without ground truth.
@@ -173,7 +173,7 @@ class TrackIndex:
         self.pairs.setdefault(video, []).append(phrase)
 
     def declare(self, intake: Intake) -> None:
-        """Hand videos and phrases to the run. With pairs, only phrases that a pair names: the table of SA-Co has 51,248."""
+        """Hand videos and phrases to the run; with pairs, only the phrases they name: SA-Co's table has 51,248."""
         if not self.videos:
             raise FormatError("the file has no videos", self.where, "is it in another format?")
         phrases = self.categories.values() if self.pairs is None else (p for ps in self.pairs.values() for p in ps)
