@@ -1,0 +1,292 @@
+"""Text-prompted segmentation of frames with SAM3 or SAM3-LiteText (arXiv 2511.16719, arXiv 2602.12173).
+
+Frames go through the image encoder in batches, all phrases of these frames through one DETR call, and what nobody
+asked for is not computed: masks of queries below the threshold, fine features of frames without a hit. Three
+transfers per batch leave the device: scores, overlaps, and what is reported.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from configs.schema import DetectorConfig
+from pipeline.checkpoints import Checkpoint
+from pipeline.detectors.sam3_network import Sam3Network
+from pipeline.errors import UsageError
+from pipeline.torch_masks import fill_holes_and_islands, greedy_nms, mask_iou
+from pipeline.types import BoxPrompt, Detections, Float32Array, Frame, Prompts, UInt8Array
+
+_PAIRS_PER_CALL = 32
+"""(frame, phrase) pairs in one DETR call; each takes about 50 MB in bfloat16 at 1008 px."""
+
+_MID_GREY, _HALF_RANGE = 127.5, 127.5
+"""``Sam3ImageProcessor``: rescale by 1/255, mean 0.5, standard deviation 0.5."""
+
+
+def to_pixels(images: Sequence[UInt8Array], size: int, device: torch.device | str) -> Tensor:
+    """Model input ``(F, 3, size, size)``, float32: equal to ``Sam3ImageProcessor``'s.
+
+    Resizing happens on the CPU, where the processor does it too (CUDA rounds differently); a decode worker ships
+    frames that have the size already. The rest happens on the device.
+    """
+    return _normalise(torch.stack([_resized(i, size) for i in images]).to(device))
+
+
+def _resized(image: UInt8Array, size: int) -> Tensor:
+    chw = torch.from_numpy(image).permute(2, 0, 1)
+    if chw.shape[1:] == (size, size):
+        return chw
+    return tv.resize(chw, [size, size], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
+
+
+def _normalise(pixels: Tensor) -> Tensor:
+    return (pixels.float() - _MID_GREY) / _HALF_RANGE
+
+
+class FeatureCache:
+    """Vision features of the latest frames, for the tracker that comes after the detector.
+
+    A hit needs the same stream, index and picture: a stream that starts again with other pictures finds nothing.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._entries: OrderedDict[tuple[str, int], tuple[UInt8Array, Tensor]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, frame: Frame) -> Tensor | None:
+        """``(1, tokens, C)``, or ``None``."""
+        image, state = self._entries.get((frame.stream_id, frame.index), (None, None))
+        same = image is frame.image or (image is not None and np.array_equal(image, frame.image))
+        return state if same else None
+
+    def put(self, frame: Frame, state: Tensor) -> None:
+        """Keep ``state``; the oldest entry goes when there are too many."""
+        key = (frame.stream_id, frame.index)
+        self._entries[key] = (frame.image, state)
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hits:
+    """What passed the score threshold; row i is one query of one (frame, phrase) pair, frames ascending."""
+
+    frame: NDArray[np.int64]
+    phrase: NDArray[np.int64]
+    score: Float32Array
+    boxes: Tensor
+    """``(N, 4)`` xyxy in 0..1, on the device."""
+    masks: Tensor
+    """``(N, h, w)`` float32 logits, on the device."""
+
+    @classmethod
+    def cat(cls, parts: Sequence[_Hits]) -> _Hits:
+        return cls(
+            np.concatenate([p.frame for p in parts]),
+            np.concatenate([p.phrase for p in parts]),
+            np.concatenate([p.score for p in parts]),
+            torch.cat([p.boxes for p in parts]),
+            torch.cat([p.masks for p in parts]),
+        )
+
+
+class Sam3LiteTextDetector:
+    """Finds every instance of every phrase on frames; also hands out the vision features the memory tracker shares.
+
+    Args:
+        checkpoint: the weights; loaded without their text encoder.
+        config: thresholds and batch size.
+        device: where to run.
+        dtype: of the large layers; boxes and scores stay float32.
+        compile_encoder: ``torch.compile`` the image encoder, by far the largest part.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: DetectorConfig,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        compile_encoder: bool = False,
+    ) -> None:
+        self._config, self._device = config, torch.device(device)
+        self._network = Sam3Network(checkpoint.load_detector(device, dtype))
+        if compile_encoder:
+            self._network.backbone.compile()
+        self.image_size = checkpoint.image_size
+        """Side of the square model input, pixels."""
+        # The tracker follows one batch behind; the second batch is for streams that take turns.
+        self._cache = FeatureCache(2 * config.batch_frames)
+
+    @torch.no_grad()
+    def features(self, frame: Frame) -> Tensor:
+        """The image encoder's last hidden state ``(1, tokens, C)`` of this frame, from the cache when it is there."""
+        return self._encode([frame])
+
+    @torch.no_grad()
+    def detect(self, frames: Sequence[Frame], prompts: Prompts) -> list[Detections]:
+        """One :class:`Detections` per frame: above the threshold, after suppression and vetoes, best score first.
+
+        Mask logits have the model's low resolution (288 px for 1008 px input); boxes are the model's, clipped to the
+        frame.
+        """
+        step = self._config.batch_frames
+        batches = [frames[i : i + step] for i in range(0, len(frames), step)]
+        return [found for batch in batches for found in self._detect(batch, prompts)]
+
+    @torch.no_grad()
+    def encode_boxes(self, frame: Frame, boxes: Sequence[BoxPrompt], prompts: Prompts) -> Prompts:
+        """Prompts that also say "like this" or "not like this", on this frame and all others.
+
+        The geometry encoder's tokens of the boxes follow the tokens of every wanted phrase; vetoes stay as they are.
+        With boxes alone the phrase to encode is ``visual``, as in transformers' ``Sam3Processor``.
+
+        Args:
+            boxes: exemplars drawn on ``frame``.
+
+        Raises:
+            UsageError: no box, a box of another frame, or one without area inside the frame.
+        """
+        corners, labels = _normalised_boxes(frame, boxes)
+        coarse = self._network.coarse(self._encode([frame]))
+        tokens = self._network.box_tokens(coarse, corners.to(self._device), labels.to(self._device))
+        return _with_exemplars(prompts, tokens.cpu().numpy())
+
+    def _encode(self, frames: Sequence[Frame]) -> Tensor:
+        """Last hidden states ``(F, tokens, C)``; only frames that are not in the cache are computed."""
+        states = [self._cache.get(f) for f in frames]
+        missing = [i for i, state in enumerate(states) if state is None]
+        if missing:
+            pixels = to_pixels([frames[i].image for i in missing], self.image_size, self._device)
+            fresh = self._network.encode(pixels)
+            for i, state in zip(missing, fresh.split(1), strict=True):
+                states[i] = state
+                self._cache.put(frames[i], state)
+            if len(missing) == len(frames):
+                return fresh
+        return torch.cat([s for s in states if s is not None])
+
+    def _detect(self, frames: Sequence[Frame], prompts: Prompts) -> list[Detections]:
+        hits = self._hits(self._encode(frames), prompts)
+        kept = [
+            rows[_select(hits.score[rows], hits.phrase[rows], iou, prompts.num_wanted, self._config)]
+            for rows, iou in _overlaps(hits, len(frames))
+        ]
+        chosen = np.concatenate(kept)
+        index = torch.from_numpy(chosen).to(self._device)
+        masks = fill_holes_and_islands(hits.masks[index], self._config.fill_hole_area_px).cpu().numpy()
+        boxes = hits.boxes[index].cpu().numpy()
+        found, start = [], 0
+        for frame, rows in zip(frames, kept, strict=True):
+            part = slice(start, start := start + len(rows))
+            found.append(
+                Detections(
+                    _to_source(boxes[part], frame.source_size),
+                    hits.score[rows],
+                    hits.phrase[rows].astype(np.int16),
+                    masks[part],
+                )
+            )
+        return found
+
+    def _hits(self, states: Tensor, prompts: Prompts) -> _Hits:
+        """Queries above the threshold of all frames and phrases, with their masks."""
+        num_phrases = len(prompts.phrases)
+        pairs = torch.arange(len(states) * num_phrases)
+        coarse = self._network.coarse(states)
+        text = torch.from_numpy(prompts.embeddings).to(self._device)
+        mask = torch.from_numpy(prompts.mask).to(self._device)
+        parts = []
+        for some in pairs.split(_PAIRS_PER_CALL):
+            frame, phrase = some // num_phrases, some % num_phrases
+            on_device = phrase.to(self._device)
+            parts.append(
+                self._pair_hits(states, coarse[frame.to(self._device)], frame, phrase, text[on_device], mask[on_device])
+            )
+        return _Hits.cat(parts)
+
+    def _pair_hits(
+        self, states: Tensor, coarse: Tensor, frame: Tensor, phrase: Tensor, text: Tensor, mask: Tensor
+    ) -> _Hits:
+        """As :meth:`_hits`, for B pairs: ``frame`` and ``phrase`` ``(B,)`` on the CPU, the rest ``(B, ...)``."""
+        decoded = self._network.decode(coarse, text, mask)
+        score = decoded.score.cpu()  # the one wait of this call: what follows is only for what passed
+        pair, query = torch.nonzero(score > self._config.score_threshold, as_tuple=True)
+        masks = self._network.masks(states, frame, decoded, text, mask, pair, query)
+        boxes = decoded.boxes[pair.to(self._device), query.to(self._device)]
+        return _Hits(frame[pair].numpy(), phrase[pair].numpy(), score[pair, query].numpy(), boxes, masks)
+
+
+def _overlaps(hits: _Hits, num_frames: int) -> list[tuple[NDArray[np.int64], Float32Array]]:
+    """Rows of each frame and the mask IoU among them, ``(n, n)``; one transfer for all frames."""
+    inside = hits.masks > 0
+    rows = [np.flatnonzero(hits.frame == number) for number in range(num_frames)]
+    blocks = [inside[r[0] : r[-1] + 1] if len(r) else inside[:0] for r in rows]
+    flat = torch.cat([mask_iou(block, block).flatten() for block in blocks]).cpu().numpy()
+    split = np.split(flat, np.cumsum([len(r) ** 2 for r in rows])[:-1])
+    return [(r, iou.reshape(len(r), len(r))) for r, iou in zip(rows, split, strict=True)]
+
+
+def _select(
+    score: Float32Array, phrase: NDArray[np.int64], iou: Float32Array, num_wanted: int, config: DetectorConfig
+) -> NDArray[np.int64]:
+    """Rows of one frame to report, best first: suppression within each phrase, then vetoes across phrases."""
+    kept: list[int] = []
+    for number in np.unique(phrase):
+        rows = np.flatnonzero(phrase == number)
+        kept += rows[greedy_nms(iou[np.ix_(rows, rows)], score[rows], config.nms_iou)].tolist()
+    survivors = np.array(sorted(kept), np.int64)
+    vetoes, wanted = survivors[phrase[survivors] >= num_wanted], survivors[phrase[survivors] < num_wanted]
+    vetoed = (iou[np.ix_(wanted, vetoes)] >= config.veto_iou).any(axis=1)
+    wanted = wanted[~vetoed]
+    return wanted[np.argsort(-score[wanted], kind="stable")]
+
+
+def _to_source(boxes: Float32Array, source_size: tuple[int, int]) -> Float32Array:
+    """``(N, 4)`` xyxy in 0..1 to pixels of the source frame, clipped to it."""
+    height, width = source_size
+    scale = np.array([width, height, width, height], np.float32)
+    return np.clip(boxes * scale, 0, scale)
+
+
+def _normalised_boxes(frame: Frame, boxes: Sequence[BoxPrompt]) -> tuple[Tensor, Tensor]:
+    """cxcywh in 0..1 ``(1, N, 4)`` and labels ``(1, N)``, as the geometry encoder takes them."""
+    if not boxes:
+        raise UsageError("no exemplar box", f"frame {frame.index}", "give at least one")
+    height, width = frame.source_size
+    corners = []
+    for box in boxes:
+        x1, y1, x2, y2 = box.xyxy
+        x1, x2, y1, y2 = max(x1, 0.0), min(x2, width), max(y1, 0.0), min(y2, height)
+        if box.frame != frame.index:
+            raise UsageError(f"a box of frame {box.frame}", f"given with frame {frame.index}", "encode it with its own")
+        if not (x1 < x2 and y1 < y2):
+            where = f"frame {frame.index}, {width}x{height} px"
+            raise UsageError(f"the box {box.xyxy} has no area inside the frame", where, "give x1,y1,x2,y2 in pixels")
+        corners.append(((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height))
+    return torch.tensor([corners], dtype=torch.float32), torch.tensor([[int(b.positive) for b in boxes]])
+
+
+def _with_exemplars(prompts: Prompts, tokens: Float32Array) -> Prompts:
+    """``prompts`` with exemplar tokens ``(1, K, C)`` after those of every wanted phrase."""
+    num, length = len(prompts.phrases), tokens.shape[1]
+    wanted = np.repeat(np.arange(num)[:, None] < prompts.num_wanted, length, axis=1)
+    return Prompts(
+        prompts.phrases,
+        np.concatenate([prompts.embeddings, np.repeat(tokens, num, axis=0)], axis=1),
+        np.concatenate([prompts.mask, wanted], axis=1),
+        prompts.num_vetoes,
+    )
