@@ -93,7 +93,11 @@ class ByteTrackTracker:
         return detections[finite]
 
     def _associate(self, found: Detections) -> dict[int, int]:
-        """Detection -> row of its track, by ByteTrack's three matches, each on what the one before left."""
+        """Detection -> row of its track, by ByteTrack's matches in turn, each on what the one before left.
+
+        Of the confirmed, those seen last come first (DeepSORT's cascade): a lost box that drifts through a crowd
+        must not take a detection from its visible owner.
+        """
         tracks = self._tracks
         confirmed = np.array([t.confirmed for t in tracks], bool)
         tracked = np.array([t.last_step == self._step - 1 for t in tracks], bool)
@@ -102,7 +106,8 @@ class ByteTrackTracker:
         fused = 1 - np.where(iou > 0, iou * found.score[:, None], -np.inf)
         matches: dict[int, int] = {}
         stages = (
-            (fused, strong, confirmed, _FIRST_COST),
+            (fused, strong, confirmed & tracked, _FIRST_COST),
+            (fused, strong, confirmed & ~tracked, _FIRST_COST),
             (1 - iou, ~strong, confirmed & tracked, _SECOND_COST),
             (fused, strong, ~confirmed, _UNCONFIRMED_COST),
         )
