@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.api import track as track
     from pipeline.results import FrameResult as FrameResult
-    from pipeline.segment import segment as segment
+    from pipeline.segmentation import segment as segment
     from pipeline.store import Run as Run
     from pipeline.store import open_run as open_run
 
@@ -23,7 +23,7 @@ _WHERE = {
     "FrameResult": "pipeline.results",
     "Run": "pipeline.store",
     "open_run": "pipeline.store",
-    "segment": "pipeline.segment",
+    "segment": "pipeline.segmentation",
     "track": "pipeline.api",
 }
 

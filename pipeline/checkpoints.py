@@ -37,6 +37,8 @@ from pipeline.types import Prompts
 
 LOGGER = logging.getLogger("masklet.checkpoints")
 
+VISUAL_PHRASE = "visual"
+"""What is encoded when there are boxes and no text (transformers ``Sam3Processor``)."""
 _DETECTOR_TYPES = ("sam3_lite_text", "sam3")
 _VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 """Configuration keys that say how a checkpoint was saved, not what it computes."""

@@ -44,7 +44,8 @@ def _resized(image: UInt8Array, size: int) -> Tensor:
     chw = torch.from_numpy(image).permute(2, 0, 1)
     if chw.shape[1:] == (size, size):
         return chw
-    return tv.resize(chw, [size, size], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
+    resized: Tensor = tv.resize(chw, [size, size], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
+    return resized
 
 
 def _normalise(pixels: Tensor) -> Tensor:
@@ -259,7 +260,8 @@ def _to_source(boxes: Float32Array, source_size: tuple[int, int]) -> Float32Arra
     """``(N, 4)`` xyxy in 0..1 to pixels of the source frame, clipped to it."""
     height, width = source_size
     scale = np.array([width, height, width, height], np.float32)
-    return np.clip(boxes * scale, 0, scale)
+    clipped: Float32Array = np.clip(boxes * scale, 0, scale)
+    return clipped
 
 
 def _normalised_boxes(frame: Frame, boxes: Sequence[BoxPrompt]) -> tuple[Tensor, Tensor]:
