@@ -1,0 +1,168 @@
+"""Stitching: a video cut anywhere gives the masklets of the whole video."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from pipeline import stitch
+from pipeline.masks import boxes, encode
+from pipeline.results import FrameResult
+
+SIZE = (60, 100)
+
+
+class World:
+    """Discs on straight paths; some are hidden for a while. ``whole`` numbers them by first appearance."""
+
+    def __init__(self, paths: list[tuple[float, float, float, float]], hidden: dict[int, range] | None = None) -> None:
+        self.paths, self.hidden = paths, hidden or {}
+
+    def masks(self, frame: int) -> tuple[list[int], np.ndarray]:
+        ys, xs = np.mgrid[: SIZE[0], : SIZE[1]]
+        ids, masks = [], []
+        for i, (x, y, vx, vy) in enumerate(self.paths):
+            mask = (xs - x - vx * frame) ** 2 + (ys - y - vy * frame) ** 2 <= 36
+            if mask.any() and frame not in self.hidden.get(i, ()):
+                ids.append(i)
+                masks.append(mask)
+        return ids, np.array(masks, bool).reshape(-1, *SIZE)
+
+    def chunk(self, start: int, stop: int) -> Iterator[FrameResult]:
+        """What a perfect tracker says of these frames: local ids by first appearance from 1."""
+        local: dict[int, int] = {}
+        for frame in range(start, stop):
+            ids, masks = self.masks(frame)
+            numbers = [local.setdefault(i, len(local) + 1) for i in ids]
+            order = np.argsort(numbers)
+            yield FrameResult(
+                "v",
+                frame,
+                frame / 10,
+                SIZE,
+                np.array(numbers, np.int32)[order],
+                ("disc",) * len(ids),
+                np.ones(len(ids), np.float32),
+                boxes(masks)[order],
+                encode(masks[order]),
+            )
+
+
+def stitched(
+    world: World, ranges: list[tuple[int, int]], max_gap: int = 50
+) -> tuple[list[FrameResult], list[stitch.Link]]:
+    spans = stitch.core_spans(ranges)
+    tracklets = []
+    for span in spans:
+        collector = stitch.TrackletCollector(span.ordinal)
+        for result in world.chunk(span.start, span.stop):
+            collector.add(result)
+        tracklets += collector.tracklets()
+    overlaps = [
+        stitch.overlap_iou(
+            (r for r in world.chunk(a.start, a.stop) if r.index >= b.start),
+            (r for r in world.chunk(b.start, b.stop) if r.index < a.stop),
+        )
+        for a, b in itertools.pairwise(spans)
+    ]
+    links = stitch.link(spans, tracklets, overlaps, max_gap)
+    frames = [world.chunk(s.start, s.stop) for s in spans]
+    return list(stitch.masklet_ids(spans, links, frames, {})), links
+
+
+def assert_equal(got: list[FrameResult], want: list[FrameResult]) -> None:
+    assert [g.index for g in got] == [w.index for w in want]
+    for g, w in zip(got, want, strict=True):
+        assert g.masklet_id.tolist() == w.masklet_id.tolist(), g.index
+        assert g.rles == w.rles
+        assert np.array_equal(g.xyxy, w.xyxy)
+
+
+def random_world(seed: int, n: int = 5) -> World:
+    rng = np.random.default_rng(seed)
+    lanes = rng.permutation(n)
+    paths = [(float(rng.uniform(-10, 100)), 8.0 + 11 * lane, float(rng.uniform(-1.5, 1.5)), 0.0) for lane in lanes]
+    return World(paths)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cut_anywhere_equals_whole(seed: int) -> None:
+    world = random_world(seed)
+    whole = list(world.chunk(0, 60))
+    for ranges in (
+        [(0, 60)],
+        [(0, 35), (25, 60)],
+        [(0, 20), (12, 40), (30, 60)],
+        [(0, 16), (10, 27), (22, 45), (37, 60)],
+    ):
+        got, links = stitched(world, ranges)
+        assert_equal(got, whole)
+        assert all(k.confidence > 0.99 for k in links if k.kind == "overlap")
+
+
+def test_an_object_hidden_at_the_cut_keeps_its_id() -> None:
+    world = World([(10, 20, 1, 0), (50, 45, 0, 0)], hidden={0: range(22, 38)})
+    whole = list(world.chunk(0, 60))
+    got, links = stitched(world, [(0, 34), (26, 60)])
+    assert_equal(got, whole)
+    assert sorted(k.kind for k in links) == ["gap", "overlap"]
+    assert next(k for k in links if k.kind == "gap").confidence > 0.8
+    apart, _ = stitched(world, [(0, 34), (26, 60)], max_gap=10)
+    assert max(int(r.masklet_id.max()) for r in apart) == 3
+
+
+def test_somebody_else_elsewhere_is_a_new_object() -> None:
+    world = World([(10, 20, 0, 0), (85, 50, 0, 0)], hidden={0: range(22, 60), 1: range(40)})
+    got, links = stitched(world, [(0, 34), (26, 60)])
+    assert links == []
+    assert {int(i) for r in got for i in r.masklet_id} == {1, 2}
+
+
+def test_overlap_links_outrank_a_tempting_gap_link() -> None:
+    # Disc 0 is hidden at the cut just where disc 1 passes in full view.
+    world = World([(30, 30, 1, 0), (36, 30, 1, 0)], hidden={0: range(20, 45)})
+    got, _ = stitched(world, [(0, 34), (26, 60)])
+    assert_equal(got, list(world.chunk(0, 60)))
+
+
+def test_phrases_never_mix() -> None:
+    a = stitch.Tracklet(
+        0,
+        1,
+        "cat",
+        np.array([5]),
+        np.array([[0, 0, 9, 9]], np.float32),
+        np.array([5]),
+        np.array([[0, 0, 9, 9]], np.float32),
+    )
+    b = stitch.Tracklet(
+        1,
+        1,
+        "dog",
+        np.array([8]),
+        np.array([[0, 0, 9, 9]], np.float32),
+        np.array([8]),
+        np.array([[0, 0, 9, 9]], np.float32),
+    )
+    assert stitch.gap_score(a, b, 50) == 0.0
+
+
+def test_appearance_speaks_against_a_look_at_the_same_place() -> None:
+    box = np.array([[0, 0, 9, 9]], np.float32)
+    one, other = np.eye(2, dtype=np.float32)
+    a = stitch.Tracklet(0, 1, "cat", np.array([5]), box, np.array([5]), box, one)
+    same = stitch.Tracklet(1, 1, "cat", np.array([8]), box, np.array([8]), box, one)
+    different = stitch.Tracklet(1, 2, "cat", np.array([8]), box, np.array([8]), box, other)
+    assert stitch.gap_score(a, same, 50) == pytest.approx(1.0)
+    assert stitch.gap_score(a, different, 50) == 0.0
+
+
+@pytest.mark.parametrize("ranges", [[(0, 10)], [(0, 10), (6, 20)], [(3, 11), (8, 19), (17, 40)]])
+def test_cores_tile_the_video(ranges: list[tuple[int, int]]) -> None:
+    spans = stitch.core_spans(ranges)
+    covered = [f for s in spans for f in range(s.core_start, s.core_stop)]
+    assert covered == list(range(ranges[0][0], ranges[-1][1]))
+    assert all(s.start <= s.core_start < s.core_stop <= s.stop for s in spans)

@@ -1,0 +1,75 @@
+"""Which frames are asked for, and where a video is cut."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from configs.schema import ChunkConfig, SamplingConfig
+from pipeline.decode import FrameTable
+from pipeline.errors import ConfigError
+from pipeline.types import VideoInfo
+from workers.plan import chunk_ranges, frame_range
+
+
+def table(n: int = 300, fps: int = 30, keys: tuple[int, ...] = (0,), offset: int = 0, jitter: int = 0) -> FrameTable:
+    rng = np.random.default_rng(0)
+    pts = offset + 1000 * np.arange(n) + rng.integers(0, jitter + 1, n)
+    info = VideoInfo("v.mp4", 64, 48, Fraction(fps), n, n / fps, 0)
+    return FrameTable(
+        info, "v", "v.mp4", pts, Fraction(1, 1000 * fps), "mov", "h264", True, "", keyframes=pts[list(keys)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "want"),
+    [
+        (None, None, (0, 300)),
+        ("30", "60", (30, 60)),
+        ("1s", "2.5s", (30, 75)),
+        ("1.0", None, (30, 300)),
+        ("290", "9999", (290, 300)),
+    ],
+)
+def test_start_and_stop(start: str | None, stop: str | None, want: tuple[int, int]) -> None:
+    assert frame_range(SamplingConfig(start=start, stop=stop), table(offset=7777)) == want
+
+
+@pytest.mark.parametrize(("start", "stop"), [("60", "30"), ("soon", None), ("-1", None), ("900", None)])
+def test_nonsense_is_refused(start: str, stop: str | None) -> None:
+    with pytest.raises(ConfigError):
+        frame_range(SamplingConfig(start=start, stop=stop), table())
+
+
+def test_no_chunking_is_one_range() -> None:
+    assert chunk_ranges(ChunkConfig(), SamplingConfig(start="10"), table()) == [(10, 300)]
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("jitter", [0, 400])
+def test_pieces_cover_the_video_and_overlap(stride: int, jitter: int) -> None:
+    ranges = chunk_ranges(
+        ChunkConfig(length="3s", overlap="1s"), SamplingConfig(stride=stride, start="5"), table(jitter=jitter)
+    )
+    assert ranges[0][0] == 5
+    assert ranges[-1][1] == 300
+    for (a, a_stop), (b, _) in itertools.pairwise(ranges):
+        assert a < b < a_stop
+        assert 29 <= a_stop - b <= 32
+        assert (b - 5) % stride == 0
+
+
+def test_cuts_move_to_a_keyframe_in_reach() -> None:
+    plain = chunk_ranges(ChunkConfig(length="4s", overlap="2s"), SamplingConfig(), table())
+    moved = chunk_ranges(ChunkConfig(length="4s", overlap="2s"), SamplingConfig(), table(keys=(0, 110, 200)))
+    assert [r[0] for r in plain] == [0, 120]
+    assert [r[0] for r in moved] == [0, 110]
+
+
+def test_a_short_rest_joins_the_piece_before() -> None:
+    ranges = chunk_ranges(ChunkConfig(length="4.9s", overlap="1s"), SamplingConfig(), table())
+    assert ranges == [(0, 178), (147, 300)]
+    assert chunk_ranges(ChunkConfig(length="60s"), SamplingConfig(), table()) == [(0, 300)]
