@@ -57,6 +57,7 @@ class SamHeads:
 
     def __init__(self, neck: Any, model: Any) -> None:
         self._neck, self._model, self._config = neck, model, model.config
+        self.budget_bytes = _BUDGET_BYTES
         grid = model.prompt_encoder.image_embedding_size
         self._grid = (int(grid[0]), int(grid[1]))
         self._constants()
@@ -99,7 +100,7 @@ class SamHeads:
         config = self._config
         frames = config.num_maskmem - 1 + config.max_cond_frame_num
         per_object = int(frames * self._coarse_position.numel() * 4 * 8)
-        return max(1, _BUDGET_BYTES // per_object)
+        return max(1, self.budget_bytes // per_object)
 
     def nothing(self) -> Decoded:
         """No objects."""

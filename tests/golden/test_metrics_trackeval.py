@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -90,7 +91,7 @@ def blob_video(
         cv2.ellipse(canvas, (int(x), int(y)), (12, 8), 20 * i, 0, 360, 1, -1)
         return mask_ops.encode(canvas.astype(bool)[None])[0]
 
-    video = []
+    video: list[MaskFrame] = []
     for t in range(frames):
         g = {7 * i + 1: disk(i, t, 0.0) for i in range(gt) if rng.random() > 0.3}
         p = {50 - i: disk(i, t, 1.5) for i in range(pred) if rng.random() > 0.3}
@@ -157,7 +158,7 @@ def test_j_and_f_equals_vos_benchmark(name: str) -> None:
         assert 100 * ours_f == pytest.approx(f[gt_id], abs=1e-6)
 
 
-def _labels(masks: dict[int, Any], size: tuple[int, int]) -> Any:
+def _labels(masks: Mapping[int, Any], size: tuple[int, int]) -> Any:
     image = np.zeros(size, np.uint8)
     for label, rle in masks.items():
         image[mask_ops.decode([rle])[0]] = label
