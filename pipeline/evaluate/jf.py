@@ -1,4 +1,4 @@
-"""J&F: region similarity and contour accuracy of masks (Perazzi et al., CVPR 2016; Pont-Tuset et al., arXiv 1704.00675).
+"""J&F: region similarity and contour accuracy of masks (Perazzi et al., CVPR 2016; DAVIS 2017, arXiv 1704.00675).
 
 Predicted tracks are assigned to annotated objects by their mean J over the video, as in DAVIS' unsupervised track
 (Caelles et al., arXiv 1905.00737). Every frame counts; where neither mask exists, J and F are 1.
@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from pipeline import masks as mask_ops
-from pipeline.evaluate.sequence import EPS, Float64Array
+from pipeline.evaluate.sequence import EPS, Float64Array, IntArray, relabel
 from pipeline.types import RLE, BoolArray
 
 BOUND_SHARE = 0.008
@@ -75,7 +75,7 @@ def summarize_jf(results: Sequence[JFResult]) -> JFSummary:
 
 
 def decay(series: Float64Array) -> Float64Array:
-    """``(objects,)`` loss of quality over time: mean of the first quarter minus mean of the last (CVPR 2016, section 5)."""
+    """``(objects,)`` loss of quality over time: mean of the first quarter minus mean of the last (CVPR 2016)."""
     borders = (np.round(np.linspace(1, series.shape[1], 5) + 1e-10) - 1).astype(int)
     first, last = series[:, borders[0] : borders[1] + 1], series[:, borders[3] : borders[4] + 1]
     return np.asarray(first.mean(1) - last.mean(1))
@@ -90,55 +90,49 @@ def j_and_f(frames: Iterable[MaskFrame]) -> JFResult:
     Raises:
         ValueError: masks of different sizes in one frame.
     """
-    means, gt_ids, pred_ids, num_frames = _mean_j(frames)
-    if not gt_ids:
-        return JFResult((), (), np.zeros((0, num_frames)), np.zeros((0, num_frames)))
-    rows, cols = linear_sum_assignment(-means)
-    padded: list[int | None] = [*pred_ids, *([None] * (len(means) - len(pred_ids)))]
-    partner = {gt_ids[c]: padded[r] for r, c in zip(rows, cols, strict=True)}
-    return assigned_j_and_f(frames, partner)
+    gt_ids, pred_ids, ious = [], [], []
+    for gt, pred in frames:
+        gt, pred = _present(gt), _present(pred)
+        gt_ids.append(np.array([*gt], np.int64))
+        pred_ids.append(np.array([*pred], np.int64))
+        ious.append(mask_ops.rle_iou(list(gt.values()), list(pred.values())))
+    return assigned_j_and_f(frames, assign_by_j(gt_ids, pred_ids, ious, len(ious)))
+
+
+def assign_by_j(
+    gt_ids: Sequence[IntArray], pred_ids: Sequence[IntArray], ious: Sequence[Float64Array], num_frames: int
+) -> dict[int, int | None]:
+    """Each annotated object's prediction: the one-to-one assignment of highest mean J over ``num_frames`` frames.
+
+    The lists hold the frames with objects, ``ious`` ``(N, M)`` each; objects are visible where they are listed. Empty
+    predictions are added where they are too few: one explains every frame on which an object is absent too.
+    """
+    gt, num_gt = relabel(gt_ids)
+    pred, num_pred = relabel(pred_ids)
+    overlap = np.zeros((max(num_pred, num_gt), num_gt))
+    for g, p, iou in zip(gt, pred, ious, strict=True):
+        overlap[p[:, None], g[None, :]] += iou.T + 1  # the 1 counts frames on which both are visible
+    gt_frames = np.bincount(np.concatenate([np.zeros(0, np.int64), *gt]), minlength=num_gt)
+    pred_frames = np.bincount(np.concatenate([np.zeros(0, np.int64), *pred]), minlength=len(overlap))
+    mean_j = (overlap + num_frames - gt_frames[None, :] - pred_frames[:, None]) / max(1, num_frames)
+    names = [np.unique(np.concatenate([np.zeros(0, np.int64), *ids])).tolist() for ids in (gt_ids, pred_ids)]
+    padded: list[int | None] = [*names[1], *([None] * (len(overlap) - num_pred))]
+    rows, cols = linear_sum_assignment(-mean_j)
+    return {names[0][c]: padded[r] for r, c in zip(rows, cols, strict=True)}
 
 
 def assigned_j_and_f(frames: Iterable[MaskFrame], partner: Mapping[int, int | None]) -> JFResult:
     """J and F of one video where the correspondence ``{gt id: pred id}`` is known (DAVIS' semi-supervised track)."""
     gt_ids = tuple(sorted(partner))
-    j: list[list[float]] = [[] for _ in gt_ids]
-    f: list[list[float]] = [[] for _ in gt_ids]
-    for gt, pred in frames:
-        for row, gt_id in enumerate(gt_ids):
-            pred_id = partner[gt_id]
-            j_value, f_value = frame_j_and_f(gt.get(gt_id), None if pred_id is None else pred.get(pred_id))
-            j[row].append(j_value)
-            f[row].append(f_value)
-    return JFResult(gt_ids, tuple(partner[g] for g in gt_ids), np.array(j, float), np.array(f, float))
+    series = [[_frame_scores(gt, pred, g, partner[g]) for g in gt_ids] for gt, pred in frames]
+    both = np.array(series, float).reshape(len(series), len(gt_ids), 2)
+    return JFResult(gt_ids, tuple(partner[g] for g in gt_ids), both[..., 0].T.copy(), both[..., 1].T.copy())
 
 
-def _mean_j(frames: Iterable[MaskFrame]) -> tuple[Float64Array, list[int], list[int], int]:
-    """Mean J of every pair, ``(predictions, objects)`` with empty predictions added where they are too few; the ids."""
-    overlap: dict[tuple[int, int], float] = {}
-    together: dict[tuple[int, int], int] = {}
-    gt_frames: dict[int, int] = {}
-    pred_frames: dict[int, int] = {}
-    num_frames = 0
-    for gt, pred in frames:
-        num_frames += 1
-        gt, pred = _present(gt), _present(pred)
-        for counts, side in ((gt_frames, gt), (pred_frames, pred)):
-            for track in side:
-                counts[track] = counts.get(track, 0) + 1
-        iou = mask_ops.rle_iou(list(pred.values()), list(gt.values()))
-        for row, p in enumerate(pred):
-            for col, g in enumerate(gt):
-                overlap[p, g] = overlap.get((p, g), 0.0) + float(iou[row, col])
-                together[p, g] = together.get((p, g), 0) + 1
-    gt_ids, pred_ids = sorted(gt_frames), sorted(pred_frames)
-    means = np.zeros((max(len(pred_ids), len(gt_ids)), len(gt_ids)))
-    for col, g in enumerate(gt_ids):
-        means[:, col] = num_frames - gt_frames[g]  # J of an empty prediction: 1 wherever the object is absent too
-        for row, p in enumerate(pred_ids):
-            both_absent = num_frames - gt_frames[g] - pred_frames[p] + together.get((p, g), 0)
-            means[row, col] = overlap.get((p, g), 0.0) + both_absent
-    return means / max(1, num_frames), gt_ids, pred_ids, num_frames
+def _frame_scores(
+    gt: Mapping[int, RLE], pred: Mapping[int, RLE], gt_id: int, pred_id: int | None
+) -> tuple[float, float]:
+    return frame_j_and_f(gt.get(gt_id), None if pred_id is None else pred.get(pred_id))
 
 
 def _present(masks: Mapping[int, RLE]) -> dict[int, RLE]:

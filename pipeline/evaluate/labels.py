@@ -1,0 +1,158 @@
+"""What is compared: objects per frame, from a run or from ground truth, as one kind of value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluate.sequence import Float64Array, IntArray
+from pipeline.results import FrameResult
+from pipeline.store import Run, VideoEntry
+from pipeline.types import RLE
+
+
+class Role(IntEnum):
+    """What an annotation is for (MOTChallenge, MOT16: Milan et al., arXiv 1603.00831)."""
+
+    OBJECT = 0
+    """To be found."""
+    LEFT_OUT = 1
+    """Not evaluated: a miss is no miss, but a prediction on it is a false positive, as in TrackEval."""
+    DISTRACTOR = 2
+    """Not evaluated, and a prediction that matches it is dropped (static people, reflections)."""
+    IGNORE_REGION = 3
+    """A region nobody annotated: an unmatched prediction mostly inside is dropped (MOTS)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameLabels:
+    """The objects of one frame; row *i* of every column is one object."""
+
+    index: int
+    """0-based source frame."""
+    track_id: IntArray
+    phrase: tuple[str, ...]
+    score: Float64Array
+    xyxy: Float64Array
+    """``(N, 4)`` pixels, x2/y2 exclusive; may reach beyond the frame."""
+    rles: tuple[RLE, ...] | None
+    """N masks, or ``None`` where only boxes are known."""
+    role: NDArray[np.int8] | None = None
+    """``(N,)`` of :class:`Role`; ``None``: all are objects."""
+
+    def __len__(self) -> int:
+        return len(self.track_id)
+
+    def rows(self, keep: NDArray[Any]) -> FrameLabels:
+        """The objects of a boolean mask or index array."""
+        chosen = np.arange(len(self))[keep]
+        return FrameLabels(
+            self.index,
+            self.track_id[chosen],
+            tuple(self.phrase[i] for i in chosen),
+            self.score[chosen],
+            self.xyxy[chosen],
+            None if self.rles is None else tuple(self.rles[i] for i in chosen),
+            None if self.role is None else self.role[chosen],
+        )
+
+    @classmethod
+    def empty(cls, index: int, *, masks: bool) -> FrameLabels:
+        """A frame without objects."""
+        return cls(
+            index, np.zeros(0, np.int64), (), np.zeros(0), np.zeros((0, 4)), () if masks else None, np.zeros(0, np.int8)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledVideo:
+    """What is known of one video before its frames are read."""
+
+    video_id: str
+    size: tuple[int, int] | None
+    """``(height, width)`` in pixels; ``None``: unknown."""
+    num_frames: int | None
+    """Frames of the source; ``None``: unknown."""
+    phrases: tuple[str, ...]
+    """What was asked of this video, whether it has such objects or not."""
+    sparse: bool = False
+    """Only the frames that have objects are annotated (every fourth, say)."""
+    partial: bool = False
+    """Reading stopped early: later frames are missing, not empty."""
+
+
+class Labels(Protocol):
+    """A run, or ground truth."""
+
+    @property
+    def videos(self) -> Sequence[LabelledVideo]:
+        """The videos, each id once."""
+        ...
+
+    @property
+    def masks(self) -> bool:
+        """Whether objects have masks, or boxes only."""
+        ...
+
+    def frames(self, video_id: str) -> Iterator[FrameLabels]:
+        """The frames with objects in time order; may be called again."""
+        ...
+
+
+class RunLabels:
+    """A run folder as labels; imported ground truth is one too.
+
+    Args:
+        run: the run.
+        roles: tells what each annotation of a frame is for; everything is to be found without it.
+        masks: whether its masks mean anything (they are filled boxes where a format has boxes only).
+        unasked: phrases that are no phrases, such as that of ignored regions.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        roles: Callable[[FrameResult], NDArray[np.int8]] | None = None,
+        masks: bool = True,
+        unasked: Collection[str] = (),
+    ) -> None:
+        self._run, self._roles, self.masks = run, roles, masks
+        self.videos: Sequence[LabelledVideo] = tuple(
+            _labelled(v, [p for p in (run.manifest.prompts if v.prompts is None else v.prompts) if p not in unasked])
+            for v in run.videos
+        )
+
+    def frames(self, video_id: str) -> Iterator[FrameLabels]:
+        """The frames with objects in time order, one part of the run in memory at a time."""
+        for result in self._run.frames(video_id):
+            yield frame_labels(result, None if self._roles is None else self._roles(result))
+
+
+def _labelled(entry: VideoEntry, phrases: Sequence[str]) -> LabelledVideo:
+    return LabelledVideo(
+        entry.video_id,
+        (entry.height, entry.width) if entry.height and entry.width else None,
+        entry.num_frames or None,
+        tuple(phrases),
+        sparse=0 < entry.num_tracked < entry.num_frames,
+        partial=entry.status != "done",
+    )
+
+
+def frame_labels(result: FrameResult, role: NDArray[np.int8] | None = None) -> FrameLabels:
+    """A frame of a run as labels."""
+    return FrameLabels(
+        result.index,
+        result.masklet_id.astype(np.int64),
+        result.prompt,
+        result.score.astype(np.float64),
+        result.xyxy.astype(np.float64),
+        result.rles,
+        role,
+    )
