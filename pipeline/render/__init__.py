@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from pipeline.render.overlay import render
+from pipeline.render.sheet import contact_sheet
+from pipeline.render.timeline import timeline
 
-__all__ = ["render"]
+__all__ = ["contact_sheet", "render", "timeline"]

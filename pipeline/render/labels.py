@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.render.palette import RGB, ink
 from pipeline.types import UInt8Array
 
-
 _SYSTEM_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
