@@ -55,6 +55,10 @@ class Scene:
             canvas[_drawn(actor, t, size)] = i
         return np.asarray(canvas[None] == np.arange(len(self.actors))[:, None, None])
 
+    def outlines(self, t: int, size: tuple[int, int]) -> BoolArray:
+        """``(N, H, W)`` whole shapes, also where another one covers them."""
+        return np.stack([_drawn(actor, t, size) for actor in self.actors])
+
     def image(self, t: int, size: tuple[int, int]) -> UInt8Array:
         """``(H, W, 3)`` RGB with noise of its own on every frame."""
         rng = np.random.default_rng((self.seed, t))
