@@ -21,6 +21,8 @@ HUB_IDS = {
 }
 """Published checkpoints in transformers format, by the names of ``--model``."""
 
+_TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+"""Base error of whichever HTTP library the Hub client is built on."""
 _WANTED = ("*.json", "*.safetensors", "merges.txt", "vocab.txt", "LICENSE*")
 _WAYS_OUT = (
     "log in with `hf auth login` after accepting the licence on the model's page, name a local folder, "
@@ -67,7 +69,7 @@ def _fetch(hub_id: str, revision: str | None, half: str) -> Path:
     except (GatedRepoError, RepositoryNotFoundError, HFValidationError) as error:
         why = "is gated" if isinstance(error, GatedRepoError) else "does not exist, or needs a login"
         raise _unavailable(hub_id, half, why) from error
-    except (HfHubHTTPError, OSError) as error:  # offline, no connection, nothing cached
+    except (_TRANSPORT_ERROR, OSError) as error:  # offline, no connection, nothing cached
         raise _unavailable(hub_id, half, "cannot be reached and is not in the local cache") from error
 
 

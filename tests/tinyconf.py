@@ -8,20 +8,25 @@ the queries, so outputs differ between queries, phrases and images, and some sco
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Sam3Config,
     Sam3LiteTextConfig,
     Sam3LiteTextModel,
     Sam3Model,
     Sam3TrackerVideoConfig,
+    Sam3TrackerVideoModel,
     Sam3VideoConfig,
     Sam3VideoModel,
 )
+from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
 
 PATCH_PX = 14
 TEXT_VOCABULARY = 64
@@ -150,8 +155,8 @@ def video_config(
 def randomize(model: nn.Module, seed: int) -> nn.Module:
     """Overwrite all weights by seeded fan-in scaled noise, batch-norm statistics included; returns ``model.eval()``."""
     generator = torch.Generator().manual_seed(seed)
-    for name, value in sorted([*model.named_parameters(), *model.named_buffers()]):
-        if not value.is_floating_point() or name.endswith(("inv_freq", "rope_embeddings_cos", "rope_embeddings_sin")):
+    for name, value in sorted(model.state_dict().items()):  # what a checkpoint stores; the rest is computed
+        if not value.is_floating_point():
             continue
         if name.endswith(("running_var", "norm.weight")) or ("norm" in name and name.endswith("weight")):
             value.copy_(0.75 + 0.5 * torch.rand(value.shape, generator=generator))
@@ -203,3 +208,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
         eos_token="[EOS]",
         model_max_length=32,
     )
+
+
+def video_state(config: Sam3VideoConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights of detector, neck and tracker by canonical name; their widths may differ."""
+    parts: dict[str, nn.Module] = {
+        "detector_model.": detector_model(config.detector_config, seed),
+        "tracker_neck.": randomize(Sam3VisionNeck(config.tracker_config.vision_config), seed + 1),
+        "tracker_model.": randomize(Sam3TrackerVideoModel(config.tracker_config, remove_vision_encoder=True), seed + 2),
+    }
+    return {prefix + name: t for prefix, part in parts.items() for name, t in part.state_dict().items()}
+
+
+def write_folder(folder: Path, config: PretrainedConfig, state: dict[str, torch.Tensor]) -> Path:
+    """A checkpoint folder as ``masklet prepare`` writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    save_file({name: t.clone().contiguous() for name, t in state.items()}, folder / "model.safetensors")
+    return folder
