@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,13 @@ import models
 from configs.load import digest, load_config, to_yaml
 from configs.schema import Config
 from pipeline.errors import SourceError, UsageError
-from pipeline.job import Job, ProgressListener, Silent
+from pipeline.job import Executor, Job, ProgressListener, Silent
 from pipeline.results import FrameResult
 from pipeline.sources.file import VideoItem, expand
 from pipeline.store import Manifest, RunWriter, check_reusable, open_run
 from pipeline.types import BoxPrompt, Prompts
 from workers.local_executor import LocalExecutor
 from workers.unit_worker import UnitWorker
-
 
 DEMO_CLIP = Path(models.__file__).parent / "tiny" / "demo.mp4"
 DEMO_PHRASES = ("red circle", "blue star", "green thing")
@@ -103,6 +104,8 @@ def option_values(
     stop: str | None = None,
     detections: str | None = None,
     overlay: bool | None = None,
+    chunk: str | None = None,
+    overlap: str | None = None,
 ) -> dict[str, Any]:
     """Options of the command line as a configuration tree; what is not given is left out.
 
@@ -118,6 +121,7 @@ def option_values(
         "device": {"name": device, "dtype": dtype},
         "decode": {"decoder": decoder},
         "sampling": {"stride": stride, "start": start, "stop": stop},
+        "chunk": {"length": chunk, "overlap": overlap},
         "output": {"overlay": overlay},
     }
 
@@ -130,8 +134,18 @@ def track_to_run(
     resume: bool = False,
     overwrite: bool = False,
     listener: ProgressListener | None = None,
+    placement: Placement | None = None,
 ) -> Manifest:
     """Track the sources into the run folder ``out``; ``masklet track``.
+
+    Args:
+        config: the effective configuration.
+        sources: what to track; ``config.sources`` if empty.
+        out: the run folder.
+        resume: continue a run of the same plan.
+        overwrite: replace a run.
+        listener: is told of progress.
+        placement: where the work is done; without one, in this process.
 
     Raises:
         SourceError: nothing could be read at all; otherwise unreadable videos are entries with status ``failed``.
@@ -142,9 +156,9 @@ def track_to_run(
         raise UsageError("no source given", "", "name a video, a folder, a glob, a manifest or a URL")
     config = config.model_copy(update={"sources": tuple(sources) or config.sources})
     check_reusable(out, resume=resume, overwrite=overwrite)  # before the models load, not after
-    with open_worker(config, items) as worker:
+    with closing(open_executor(config, items, placement or Placement())) as executor:
         run = RunWriter.create(out, _manifest(config, items), to_yaml(config), resume=resume, overwrite=overwrite)
-        manifest = Job(config, run, LocalExecutor(worker)).execute(items, listener or Silent())
+        manifest = Job(config, run, executor).execute(items, listener or Silent())
     if all(v.status == "failed" for v in manifest.videos):
         raise SourceError(manifest.videos[0].error or "nothing could be read")
     return manifest
@@ -169,6 +183,37 @@ def model_identity(config: Config) -> dict[str, str]:
 
     checkpoint = open_checkpoint(config.model)
     return {"id": checkpoint.name, "fingerprint": checkpoint.fingerprint}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a job's units are done."""
+
+    ray: str = "off"
+    """``off``: in this process, Ray is not imported; ``auto``: join ``RAY_ADDRESS`` or start a cluster; an address."""
+    workers: int = 0
+    """Actors; 0 is one per GPU, or one per two CPUs."""
+    gpus_per_worker: float | None = None
+    """Below 1, several actors share a GPU."""
+
+
+def open_executor(config: Config, items: Sequence[VideoItem], placement: Placement) -> Executor:
+    """Encode the phrases once, and load the models here or in the actors of a Ray cluster.
+
+    Raises:
+        UsageError: nothing to look for, an empty phrase, or no such cluster.
+    """
+    if placement.ray == "off":
+        if placement.workers > 1:
+            raise UsageError("--workers needs Ray", f"--workers {placement.workers}", "add --ray auto")
+        return LocalExecutor(open_worker(config, items))
+    boxes = [parse_box(b) for b in config.boxes]
+    prompts = encode_prompts(config, has_boxes=bool(boxes))
+    from workers.ray_executor import RayExecutor, WorkerSpec, connect
+
+    connect(placement.ray)
+    spec = WorkerSpec(config, prompts, boxes, items[0].uri)
+    return RayExecutor(spec, workers=placement.workers, gpus_per_worker=placement.gpus_per_worker)
 
 
 def open_worker(config: Config, items: Sequence[VideoItem]) -> UnitWorker:

@@ -55,6 +55,11 @@ def track(
     stride: Annotated[int | None, typer.Option(help="Track every Nth frame.")] = None,
     start: Annotated[str | None, typer.Option(help="First frame number, or seconds as 4.5s.")] = None,
     stop: Annotated[str | None, typer.Option(help="End (exclusive): frame number, or seconds as 9s.")] = None,
+    chunk: Annotated[str | None, typer.Option(help="Cut into pieces of this many seconds, as 60s; stitch ids.")] = None,
+    overlap: Annotated[str | None, typer.Option(help="What neighbouring pieces share, as 2s.")] = None,
+    ray: Annotated[str, typer.Option(help="off, auto (join or start a cluster), local or an address.")] = "off",
+    workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0: one per GPU, or per two CPUs.")] = 0,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="Below 1, workers share a GPU.")] = None,
     decoder: Annotated[str | None, typer.Option(help="auto, decord or pyav.")] = None,
     detections: Annotated[str | None, typer.Option(help="Detections (MOT, COCO, Parquet) instead of a model.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run: do what is missing.")] = False,
@@ -83,12 +88,22 @@ def track(
         stop=stop,
         detections=detections,
         overlay=overlay or None,
+        chunk=chunk,
+        overlap=overlap,
     )
     effective = load_config(config, set_ or (), values)
     if out is None:
         raise UsageError("no run folder given", "", "add -o RUN")
     with LiveProgress(output, len(source or effective.sources)) as progress:
-        manifest = api.track_to_run(effective, source or [], out, resume=resume, overwrite=overwrite, listener=progress)
+        manifest = api.track_to_run(
+            effective,
+            source or [],
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            listener=progress,
+            placement=api.Placement(ray, workers, gpus_per_worker),
+        )
     if effective.output.overlay:
         api.write_overlays(out)
     output.result(report.as_dict(out, manifest), report.table(out, manifest))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 
 from configs.schema import Config
@@ -39,6 +40,7 @@ class UnitWorker:
         if boxes:
             self._add_exemplars(boxes, exemplar_uri)
         self._decoder = DecodeProcess(config.decode)
+        self._stopping = Event()
 
     def __enter__(self) -> UnitWorker:
         return self
@@ -51,6 +53,10 @@ class UnitWorker:
     def close(self) -> None:
         """End the decode process."""
         self._decoder.close()
+
+    def stop(self) -> None:
+        """Make the unit at hand commit what it has and raise ``KeyboardInterrupt``; may be called from any thread."""
+        self._stopping.set()
 
     def results(self, item: VideoItem) -> Iterator[FrameResult]:
         """Track one video and hand out its frames instead of writing them; flat memory.
@@ -113,6 +119,8 @@ class UnitWorker:
             writer.write(result)
             report.num_tracked += 1
             report.num_masklets = max(report.num_masklets, int(result.masklet_id.max(initial=0)))
+            if self._stopping.is_set():
+                raise KeyboardInterrupt
             now = time.perf_counter()
             report.timings_s = {"total": round(now - started, 3)}
             if now - told > _PROGRESS_EVERY_S:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pipeline.errors import RunError
 from pipeline.store import write_atomically
@@ -121,9 +122,8 @@ class UnitFolder:
 
     def __init__(self, units: Path, key: str) -> None:
         self.final = units / key
-        # The process id keeps two attempts apart: a worker that was taken for dead may still be writing.
-        self.temporary = units / f".{key}.{os.getpid()}"
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        # A name of its own keeps two attempts apart: a worker that was taken for dead may still be writing.
+        self.temporary = units / f".{key}.{uuid4().hex[:8]}"
         self.masklets.mkdir(parents=True)
 
     @property
