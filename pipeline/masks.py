@@ -57,6 +57,43 @@ def rle_iou(a: Sequence[RLE], b: Sequence[RLE]) -> NDArray[np.float64]:
     return np.nan_to_num(np.asarray(iou, dtype=np.float64))
 
 
+def run_lengths(counts: bytes) -> NDArray[np.int64] | None:
+    """The runs behind compressed counts, or ``None`` if they are malformed.
+
+    Source: COCO API ``rleFrString``: five bits a byte, the sixth says that more follow, offset 48; from the fourth run
+    on each is a difference to the one two before.
+    """
+    raw = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if not len(raw) or raw.min() < 0 or raw.max() > 63 or raw[-1] & 32:
+        return None
+    ends = np.flatnonzero((raw & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:
+        return None
+    shifts = 5 * (np.arange(len(raw)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((raw & 31) << shifts, starts)
+    runs -= np.where(raw[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def fault_of(rle: RLE, size: tuple[int, int]) -> str | None:
+    """What is wrong with a foreign mask in a frame of ``size`` ``(H, W)``, or ``None``.
+
+    ``pycocotools`` trusts its input: counts that do not add up to the frame make it read and write out of bounds.
+    """
+    if tuple(rle.size) != tuple(size):
+        return f"its size is {list(rle.size)}, the frame's is {list(size)}"
+    runs = run_lengths(rle.counts)
+    if runs is None:
+        return "its run lengths are malformed"
+    if runs.min() < 0 or runs.sum() != size[0] * size[1]:
+        return f"its run lengths do not fill the frame of {size[0]} x {size[1]}"
+    return None
+
+
 def boxes(masks: BoolArray) -> Float32Array:
     """``(N, 4)`` tight ``xyxy`` boxes of bool ``(N, H, W)``, x2/y2 exclusive; zeros for an empty mask."""
     out = np.zeros((len(masks), 4), np.float32)
