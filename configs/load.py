@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 """Where the packaged presets live; ``--config fast`` means ``configs/fast.yaml``."""
 
 _ENV = re.compile(r"\$\{ENV:([A-Za-z_][A-Za-z0-9_]*)\}")
-_NOT_IN_RESULTS = ("sources", "output", "decode")
+_NOT_IN_RESULTS = ("sources", "output", "decode", "live")
 """Sections that cannot change a row; a run may be resumed with other values there."""
 
 

@@ -148,6 +148,36 @@ class OutputConfig(Section):
     overlay: bool = Field(False, description="also write the annotated video")
 
 
+class LiveConfig(Section):
+    """Cameras and other endless sources: `masklet stream`."""
+
+    latency_frames: int | None = Field(
+        None, ge=0, description="frames of hotstart: output is so late and final; 0: at once; default: the tracker's"
+    )
+    drop: Literal["oldest", "latest", "wait"] = Field(
+        "oldest", description="which frame goes when tracking is too slow: the oldest waiting, the latest, or none"
+    )
+    queue_frames: int = Field(2, ge=1, le=64, description="decoded frames that may wait per camera")
+    rtsp_transport: Literal["tcp", "udp"] = "tcp"
+    decode_threads: int = Field(1, ge=1, le=16, description="slice threads of the decoder, per camera")
+    open_timeout_s: float = Field(5.0, gt=0, description="a connection that takes longer has failed")
+    stall_timeout_s: float = Field(3.0, gt=0, description="a camera without a frame for so long is connected anew")
+    backoff_cap_s: float = Field(2.0, gt=0, description="longest wait before connecting again")
+    give_up_after_s: float = Field(0.0, ge=0, description="a camera gone for so long has failed; 0: never give up")
+    max_gap_s: float = Field(10.0, gt=0, description="a longer gap starts a new session with new ids")
+    lost_after_s: float = Field(0.5, ge=0, description="an object out of sight for so long is reported lost")
+    end_after_s: float = Field(30.0, gt=0, description="... and for so long has ended: the tracker forgets it")
+    checkpoint_every_s: float = Field(10.0, gt=0, description="state and rows are saved so often")
+    segment_s: float = Field(60.0, gt=0, description="stream time per Parquet part")
+    max_cameras: int = Field(64, ge=1)
+    max_frame_px: int = Field(4096 * 2304, ge=1024, description="a stream with larger frames is refused")
+    picture_px: int = Field(960, ge=64, description="long side of pictures for the page and annotated video")
+    sink_queue: int = Field(512, ge=1, description="frames that may wait for a slow sink")
+    allow_hosts: tuple[str, ...] = Field((), description="further hosts an HTTP stream or playlist may lead to")
+    allow_urls: tuple[str, ...] = Field((), description="patterns of addresses that may be added from the web page")
+    max_viewers: int = Field(16, ge=1, description="open event streams of the web page")
+
+
 class SamplingConfig(Section):
     """Which frames of a file are tracked."""
 
@@ -168,6 +198,7 @@ class Config(Section):
     sampling: SamplingConfig = SamplingConfig()
     chunk: ChunkConfig = ChunkConfig()
     output: OutputConfig = OutputConfig()
+    live: LiveConfig = LiveConfig()
     sources: tuple[str, ...] = Field((), description="what to track when the command line names nothing")
     prompts: tuple[str, ...] = ()
     not_prompts: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -28,8 +29,17 @@ class ReleaseBuffer:
         self._held.append(tracks)
         if len(tracks.withdrawn):
             self.num_withdrawn += len(tracks.withdrawn)
-            self._held = deque(_without(held, tracks.withdrawn) for held in self._held)
+            self._held = deque(without(held, tracks.withdrawn) for held in self._held)
         return [self._held.popleft()] if len(self._held) >= self._delay else []
+
+    @property
+    def held(self) -> tuple[FrameTracks, ...]:
+        """The frames that wait, oldest first."""
+        return tuple(self._held)
+
+    def forget(self, ids: Int64Array) -> None:
+        """Delete these ids from the frames that wait."""
+        self._held = deque(without(held, ids) for held in self._held)
 
     def flush(self) -> list[FrameTracks]:
         """The frames still held, at the end of the video."""
@@ -38,7 +48,8 @@ class ReleaseBuffer:
         return rest
 
 
-def _without(tracks: FrameTracks, ids: Int64Array) -> FrameTracks:
+def without(tracks: FrameTracks, ids: Int64Array) -> FrameTracks:
+    """``tracks`` without the rows of these ids."""
     keep = ~np.isin(tracks.track_id, ids)
     if keep.all():
         return tracks
@@ -62,15 +73,36 @@ class MaskletNumbering:
     def __init__(self, video_id: str, prompts: Prompts, source_size: tuple[int, int]) -> None:
         self._video_id, self._phrases, self._size = video_id, prompts.phrases, source_size
         self._ids: dict[int, int] = {}
+        self.num_masklets = 0
+        """Masklets seen so far; the next one gets the number after it."""
 
     @property
-    def num_masklets(self) -> int:
-        """Masklets seen so far."""
-        return len(self._ids)
+    def ids(self) -> dict[int, int]:
+        """A copy of the masklet ids by track id, without those that were retired."""
+        return dict(self._ids)
+
+    def restore(self, ids: Mapping[int, int], num_masklets: int) -> None:
+        """Continue with these ids; new masklets are numbered after ``num_masklets``."""
+        self._ids, self.num_masklets = dict(ids), num_masklets
+
+    def set_phrases(self, phrases: Sequence[str]) -> None:
+        """What ``prompt_id`` means from now on."""
+        self._phrases = tuple(phrases)
+
+    def retire(self, track_ids: Iterable[int]) -> None:
+        """Forget ids that cannot come again, because the tracker forgot them: endless streams stay small."""
+        for track_id in track_ids:
+            self._ids.pop(track_id, None)
+
+    def _id_of(self, track_id: int) -> int:
+        if track_id not in self._ids:
+            self.num_masklets += 1
+            self._ids[track_id] = self.num_masklets
+        return self._ids[track_id]
 
     def number(self, tracks: FrameTracks) -> FrameResult:
         """The frame as the user sees it, rows ascending by masklet id."""
-        ids = np.array([self._ids.setdefault(int(t), len(self._ids) + 1) for t in tracks.track_id], np.int32)
+        ids = np.array([self._id_of(int(t)) for t in tracks.track_id], np.int32)
         order = np.argsort(ids, kind="stable")
         return FrameResult(
             self._video_id,

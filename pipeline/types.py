@@ -260,6 +260,10 @@ class Tracker(Protocol):
         """Advance by one frame. ``None``: the detector did not run; empty: it found nothing."""
         ...
 
+    def forget(self, track_ids: Int64Array) -> None:
+        """Stop following these objects; an endless stream ends what has long been out of sight."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write the whole state so that :meth:`restore` continues bit-equal."""
         ...

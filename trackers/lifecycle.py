@@ -195,15 +195,24 @@ class Lifecycle:
     def _bury_and_bear(self, step: int, dead: BoolArray, new: Int64Array, det_prompt: Int16Array) -> Int64Array:
         """Forget dead rows, append new lives; returns the new ids."""
         gone = {life.track_id for life, out in zip(self._lives, dead, strict=True) if out}
-        self._lives = [life for life in self._lives if life.track_id not in gone]
-        for life in self._lives:
-            for track_id in gone & life.num_shadowed.keys():
-                del life.num_shadowed[track_id]
+        self._bury(gone)
         ids = np.arange(self._next_id, self._next_id + len(new), dtype=np.int64)
         self._next_id += len(new)
         init = self._config.keep_alive_init_frames
         self._lives += [Life(int(i), int(p), step, init) for i, p in zip(ids, det_prompt[new], strict=True)]
         return ids
+
+    def forget(self, track_ids: Int64Array) -> BoolArray:
+        """Drop these objects; ``(M,)`` rows that stay."""
+        stays: BoolArray = ~np.isin(self.track_ids, track_ids)
+        self._bury({int(i) for i in track_ids})
+        return stays
+
+    def _bury(self, gone: set[int]) -> None:
+        self._lives = [life for life in self._lives if life.track_id not in gone]
+        for life in self._lives:
+            for track_id in gone & life.num_shadowed.keys():
+                del life.num_shadowed[track_id]
 
     def state(self) -> dict[str, Any]:
         """The bookkeeping as JSON values."""
