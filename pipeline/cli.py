@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from pipeline.console import LiveProgress, Output, command
 
@@ -180,13 +181,82 @@ def render(
 
 @app.command()
 @command
+def export(
+    output: Output,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run folder.")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="FORMAT,...", help="One or several; see --list.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Written as DIR/FORMAT/.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the formats and what each loses.")] = False,
+) -> int:
+    """Write a run in other tools' formats."""
+    from dataclasses import asdict
+
+    from pipeline import sinks
+    from pipeline.errors import UsageError
+    from pipeline.store import open_run
+
+    if list_:
+        output.result({name: asdict(info) for name, info in sinks.FORMATS.items()}, _format_table())
+        return 0
+    if run is None or to is None or out is None:
+        raise UsageError("an export needs RUN, --to and -o", "", "see masklet export --list for the formats")
+    reports = sinks.export_run(open_run(run), to.split(","), out)
+    lines = [f"{r.format}: {r.num_files} file(s) in {out / r.format}" for r in reports]
+    lines += [f"{r.format}: {note}" for r in reports for note in r.notes]
+    output.result({"exports": [asdict(r) for r in reports]}, "\n".join(lines))
+    return 0
+
+
+def _format_table() -> Table:
+    from pipeline import sinks
+
+    table = Table("format", "what it is", "what it loses", "import", box=None, header_style="bold", pad_edge=False)
+    for name, info in sinks.FORMATS.items():
+        table.add_row(name, info.description, info.loss or "nothing", "yes" if info.importable else "")
+    return table
+
+
+@app.command(name="import")
+@command
+def import_(
+    output: Output,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Results or ground truth: a file or a folder.")],
+    format_: Annotated[str, typer.Option("--format", help="See masklet export --list.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="RUN", help="The run folder to write.")],
+    text: Annotated[str, typer.Option(help="The phrase of objects in formats that hold none.")] = "object",
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, for formats that hold none.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that exists.")] = False,
+) -> int:
+    """Take in other tools' results or ground truth as a run folder."""
+    from dataclasses import asdict
+
+    from pipeline import sinks
+
+    report = sinks.import_file(file, format_, out, text=text, size=_size(size), overwrite=overwrite)
+    lines = [f"{report.num_videos} video(s), {report.num_masklets} masklets in {out}", *report.notes]
+    output.result(asdict(report), "\n".join(lines))
+    return 0
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """``(height, width)`` of ``WIDTHxHEIGHT``."""
+    from pipeline.errors import UsageError
+
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise UsageError(f"bad size {text!r}", "--size", "write WIDTHxHEIGHT, such as 1920x1080")
+    return int(height), int(width)
+
+
+@app.command()
+@command
 def doctor(
     output: Output,
     models: Annotated[bool, typer.Option("--models", help="Count the text encoders' parameters.")] = False,
 ) -> int:
     """Show what works on this machine and what to do about the rest."""
-    from rich.table import Table
-
     from pipeline import doctor as checks
 
     if models:
@@ -205,8 +275,6 @@ def doctor(
 
 
 def _doctor_models(output: Output) -> int:
-    from rich.table import Table
-
     from pipeline.checkpoints import text_parameters
 
     counts = {name: text_parameters(name) for name in ("s0", "s1", "l", "sam3")}
