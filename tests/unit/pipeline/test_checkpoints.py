@@ -87,7 +87,7 @@ def test_weights_saved_by_transformers_give_its_features(halves: tuple[Path, Pat
         levels = tracker.neck(state.transpose(1, 2).unflatten(2, (8, 8)))[0]
         finest = tracker.model.mask_decoder.conv_s0(levels[0])
     assert torch.equal(state, vision.last_hidden_state)
-    assert torch.allclose(finest.flatten(2).permute(2, 0, 1), expected[0], atol=1e-6)
+    assert torch.allclose(finest.flatten(2).permute(2, 0, 1), expected[0], atol=1e-5)
 
 
 def test_sharded_weights_are_the_same_model(halves: tuple[Path, Path, Sam3VideoModel], tmp_path: Path) -> None:
