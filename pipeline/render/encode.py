@@ -10,7 +10,7 @@ from types import TracebackType
 import av
 import cv2
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from pipeline.errors import UsageError
 from pipeline.types import UInt8Array
@@ -32,6 +32,7 @@ class Mp4Writer:
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._time_base, self._fps = time_base, fps or Fraction(25)
         self._options = {"preset": "veryfast", "crf": "20", **(options or {})}
+        self._reformatter = VideoReformatter()  # one for all frames: setting up the conversion costs more than it does
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream | None = None
 
@@ -41,8 +42,11 @@ class Mp4Writer:
         image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._container is None or self._stream is None:
             self._container, self._stream = self._open(image.shape[1], image.shape[0])
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        frame = self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"),
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
         )
         frame.pts, frame.time_base = pts, self._time_base
         self._container.mux(self._stream.encode(frame))
