@@ -252,6 +252,23 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 @app.command()
 @command
+def view(
+    output: Output,
+    run: RunPath,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="HTML", help="Default: RUN/report.html.")] = None,
+    video_id: Annotated[str | None, typer.Option(help="Which video of the run; needed if it has several.")] = None,
+) -> int:
+    """Write a self-contained HTML report: scrub the video, filter, click a masklet."""
+    from pipeline.store import open_run
+    from pipeline.view import view as write
+
+    path = write(open_run(run), out or run / "report.html", video_id=video_id)
+    output.result({"report": str(path)}, f"open {path} in a browser")
+    return 0
+
+
+@app.command()
+@command
 def doctor(
     output: Output,
     models: Annotated[bool, typer.Option("--models", help="Count the text encoders' parameters.")] = False,

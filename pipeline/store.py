@@ -291,13 +291,19 @@ def check_reusable(folder: Path, *, resume: bool, overwrite: bool) -> bool:
         raise RunExistsError("the output is a file, not a folder", str(folder), "choose another -o")
     if not (folder / "manifest.json").exists() and not _only_ours(folder):
         raise RunExistsError("the folder exists and is not a run", str(folder), "choose another -o")
-    if not resume and not overwrite:
+    if not resume and not overwrite and not _is_barren(folder):
         raise RunExistsError(
             "the run exists",
             str(folder),
             "add --resume to continue it, --overwrite to replace it, or choose another -o",
         )
     return True
+
+
+def _is_barren(folder: Path) -> bool:
+    """Whether a run stopped before it had anything to show, by a wrong option for example: nothing would be lost."""
+    units, masklets = folder / ".units", folder / "masklets"
+    return not any(p.is_dir() and any(p.iterdir()) for p in (units, masklets)) and not read_manifest(folder).videos
 
 
 def _only_ours(folder: Path) -> bool:

@@ -34,6 +34,7 @@ class GpuWorker:
 
     def __init__(self, config: Config, prompts: Prompts) -> None:
         self._config, self._prompts = config, prompts
+        self._tracker_class = load_class(TRACKERS, config.tracker.name, "tracker")
         self._detector, self._parts = _load(config)
         self.times = StageTimes()
         self.counters: dict[str, int] = {}
@@ -62,7 +63,7 @@ class GpuWorker:
         self.counters = {k: v for k, v in {"withdrawn": buffer.num_withdrawn, **counted}.items() if v}
 
     def _make_tracker(self, video_id: str) -> Tracker:
-        factory = load_class(TRACKERS, self._config.tracker.name, "tracker")
+        factory = self._tracker_class
         if self._parts is None:
             made: Tracker = factory(self._config.tracker, stream_id=video_id)
         else:

@@ -158,3 +158,9 @@ def test_choosing_a_video(tmp_path: Path) -> None:
     assert run.video().video_id == "v"
     with pytest.raises(UsageError, match="name one of: v"):
         run.video("w")
+
+
+def test_a_run_that_never_got_anywhere_is_not_in_the_way(tmp_path: Path) -> None:
+    RunWriter.create(tmp_path / "run", manifest(), "")
+    RunWriter.create(tmp_path / "run", manifest(("dog",)), "")
+    assert open_run(tmp_path / "run").manifest.prompts == ["dog"]
