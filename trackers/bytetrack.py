@@ -21,7 +21,7 @@ from configs.schema import TrackerConfig
 from pipeline import masks as mask_tools
 from pipeline.errors import RunError
 from pipeline.telemetry import LOGGER
-from pipeline.types import RLE, BoolArray, Detections, Frame, FrameTracks
+from pipeline.types import RLE, BoolArray, Detections, Frame, FrameTracks, Int64Array
 from trackers import kalman
 from trackers.association import assign
 
@@ -61,7 +61,7 @@ class ByteTrackTracker:
         self._mean, self._covariance = np.zeros((0, 8)), np.zeros((0, 8, 8))
         self._next_id, self._step = 1, 0
         self.counters: Counter[str] = Counter()
-        """What was dropped: ``refused_objects``, ``nonfinite_detections``."""
+        """What was dropped: ``over_budget``, ``nonfinite_detections``."""
 
     def step(self, frame: Frame, detections: Detections | None) -> FrameTracks:
         """Advance by one frame."""
@@ -177,13 +177,13 @@ class ByteTrackTracker:
         return dict(zip(ids, new.tolist(), strict=True))
 
     def _refuse(self, count: int) -> None:
-        if not self.counters["refused_objects"]:
+        if not self.counters["over_budget"]:
             LOGGER.warning(
                 "%s: more than %d objects (tracker.max_objects): the best-scoring are kept, the rest is counted",
                 self._stream_id,
                 self._config.max_objects,
             )
-        self.counters["refused_objects"] += count
+        self.counters["over_budget"] += count
 
     def _shown(self, frame: Frame, found: Detections, det_of_id: dict[int, int], withdrawn: list[int]) -> FrameTracks:
         """Rows of the tracks that have a detection with at least one pixel."""
@@ -205,6 +205,10 @@ class ByteTrackTracker:
             masks,
             np.array(withdrawn, np.int64),
         )
+
+    def forget(self, track_ids: Int64Array) -> None:
+        """Stop following these objects, as if they had never been."""
+        self._keep(~np.isin(np.array([track.track_id for track in self._tracks], np.int64), track_ids))
 
     def save(self, folder: Path) -> None:
         """Write ``tracker.json``; floats are written so that they read back bit-equal."""

@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.masks import boxes_to_masks
 from pipeline.telemetry import LOGGER
 from pipeline.torch_masks import fill_holes_and_islands, mask_iou
-from pipeline.types import Detections, Frame, FrameTracks
+from pipeline.types import Detections, Frame, FrameTracks, Int64Array
 from trackers.lifecycle import Evidence, Lifecycle, UpdatePlan
 from trackers.memory_bank import MemoryBank
 from trackers.overlap import CLEARED_LOGIT, clear_shrunk
@@ -81,7 +81,7 @@ class Sam3MemoryTracker:
         self._lifecycle = Lifecycle(config)
         self._step = 0
         self.counters: Counter[str] = Counter()
-        """What was dropped: ``refused_objects``, ``nonfinite_detections``, ``nonfinite_objects``."""
+        """What was dropped: ``over_budget``, ``nonfinite_detections``, ``nonfinite_objects``."""
 
     @property
     def num_state_bytes(self) -> int:
@@ -169,7 +169,7 @@ class Sam3MemoryTracker:
         )
 
     def _count(self, plan: UpdatePlan) -> None:
-        if plan.num_refused and not self.counters["refused_objects"]:
+        if plan.num_refused and not self.counters["over_budget"]:
             LOGGER.warning(
                 "%s: more than %d objects (tracker.max_objects): the best-scoring are kept, the rest is counted",
                 self._stream_id,
@@ -215,6 +215,10 @@ class Sam3MemoryTracker:
             withdrawn,
         )
 
+    def forget(self, track_ids: Int64Array) -> None:
+        """Stop following these objects: their memories go, nothing else changes."""
+        self._bank.keep(self._lifecycle.forget(track_ids))
+
     def save(self, folder: Path) -> None:
         """Write ``tracker.json`` and ``tracker.safetensors``; :meth:`restore` continues bit-equal."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -249,4 +253,4 @@ class Sam3MemoryTracker:
 
 
 def _drops(plan: UpdatePlan) -> dict[str, int]:
-    return {"refused_objects": plan.num_refused, "nonfinite_objects": int(plan.broken.sum())}
+    return {"over_budget": plan.num_refused, "nonfinite_objects": int(plan.broken.sum())}
