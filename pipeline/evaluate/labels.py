@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -61,6 +61,10 @@ class FrameLabels:
             None if self.role is None else self.role[chosen],
         )
 
+    def renamed(self, rename: Callable[[str], str]) -> FrameLabels:
+        """The same objects under other phrases."""
+        return replace(self, phrase=tuple(map(rename, self.phrase)))
+
     @classmethod
     def empty(cls, index: int, *, masks: bool) -> FrameLabels:
         """A frame without objects."""
@@ -111,7 +115,7 @@ class RunLabels:
         run: the run.
         roles: tells what each annotation of a frame is for; everything is to be found without it.
         masks: whether its masks mean anything (they are filled boxes where a format has boxes only).
-        unasked: phrases that are no phrases, such as that of ignored regions.
+        asked: what was asked of every video, where the manifest does not say it.
     """
 
     def __init__(
@@ -120,12 +124,11 @@ class RunLabels:
         *,
         roles: Callable[[FrameResult], NDArray[np.int8]] | None = None,
         masks: bool = True,
-        unasked: Collection[str] = (),
+        asked: Sequence[str] | None = None,
     ) -> None:
         self._run, self._roles, self.masks = run, roles, masks
         self.videos: Sequence[LabelledVideo] = tuple(
-            _labelled(v, [p for p in (run.manifest.prompts if v.prompts is None else v.prompts) if p not in unasked])
-            for v in run.videos
+            _labelled(v, asked or (run.manifest.prompts if v.prompts is None else v.prompts)) for v in run.videos
         )
 
     def frames(self, video_id: str) -> Iterator[FrameLabels]:
@@ -146,12 +149,12 @@ def _labelled(entry: VideoEntry, phrases: Sequence[str]) -> LabelledVideo:
 
 
 def frame_labels(result: FrameResult, role: NDArray[np.int8] | None = None) -> FrameLabels:
-    """A frame of a run as labels."""
+    """A frame of a run as labels; a negative score (MOTChallenge's "unknown") counts as certain."""
     return FrameLabels(
         result.index,
         result.masklet_id.astype(np.int64),
         result.prompt,
-        result.score.astype(np.float64),
+        np.where(result.score < 0, 1.0, result.score.astype(np.float64)),
         result.xyxy.astype(np.float64),
         result.rles,
         role,
