@@ -93,6 +93,56 @@ FORMATS: dict[str, FormatInfo] = {
         "supervision's JSON sink layout, one row per object and frame (supervision, Roboflow tools)",
         extra="supervision",
     ),
+    "parquet": FormatInfo(
+        "pipeline.sinks.parquet:Parquet", "one flat Parquet file, masklet by masklet (pandas, Polars, DuckDB, Spark)"
+    ),
+    "burst": FormatInfo(
+        "pipeline.sinks.burst:Burst",
+        "BURST JSON, all videos in one file (TrackEval)",
+        "categories are numbers of the run, not TAO's",
+    ),
+    "cvat": FormatInfo(
+        "pipeline.sinks.cvat:Cvat",
+        "CVAT for video 1.1 XML, polygon tracks, one file per video (CVAT, datumaro, FiftyOne)",
+        "polygons within 0.75 px; the report has the IoU",
+        importable=True,
+    ),
+    "labelstudio": FormatInfo(
+        "pipeline.sinks.labelstudio:LabelStudio",
+        "Label Studio tasks with predicted video rectangles, and their labelling config",
+        "boxes only",
+    ),
+    "yolo": FormatInfo(
+        "pipeline.sinks.yolo:Yolo",
+        "segmentation label files and data.yaml (ultralytics)",
+        "polygons within 0.75 px; ids and scores stand in tracks.csv",
+    ),
+    "fiftyone": FormatInfo(
+        "pipeline.sinks.fiftyone:FiftyOne", "a dataset folder with masks on frames (FiftyOneDataset)"
+    ),
+    "rerun": FormatInfo(
+        "pipeline.sinks.rerun:Rerun",
+        "a .rrd recording per video: label images, boxes, scores over time (Rerun viewer)",
+        "of masks that overlap, the higher score keeps the pixels",
+        extra="rerun",
+    ),
+    "cutout": FormatInfo(
+        "pipeline.sinks.cutout:CutoutWebM",
+        "the object on a transparent ground, one WebM (VP9 with alpha) per masklet, cropped to its life",
+        "colours are compressed; no scores",
+        needs_video=True,
+    ),
+    "cutout-png": FormatInfo(
+        "pipeline.sinks.cutout:CutoutPng",
+        "the same as a sequence of RGBA PNGs per masklet, without compression loss",
+        "no scores",
+        needs_video=True,
+    ),
+    "geojson": FormatInfo(
+        "pipeline.sinks.geojson:GeoJson",
+        "polygons with holes in pixels, one feature per masklet and frame (shapely, GIS tools)",
+        "polygons within 0.75 px; the report has the IoU",
+    ),
 }
 """Every format by name, in the order in which they are listed."""
 

@@ -1,8 +1,8 @@
 """COCO for video: per-frame rows with ``video_id`` and track ids, as TAO, mmtracking and pycocotools read them.
 
 ``coco/annotations.json`` holds all videos. ``images`` lists every source frame, so that frames without objects are
-there too; ``frame_id`` is the 0-based source frame. Both ``track_id`` (TAO) and ``instance_id`` (mmtracking) are written,
-unique over the file as those readers want; ``masklet_id`` is ours, per video.
+there too; ``frame_id`` is the 0-based source frame. Both ``track_id`` (TAO) and ``instance_id`` (mmtracking) are
+written, unique over the file as those readers want; ``masklet_id`` is ours, per video.
 
 Schema: COCO-VID in mmtracking ``tests/data/demo_cocovid_data``, TAO's annotations, COCO's "data format" page.
 """

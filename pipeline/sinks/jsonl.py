@@ -1,6 +1,6 @@
 """JSON lines: ``jsonl/VIDEO.jsonl``, a header, then one line per frame with objects.
 
-The header is ``{"type": "header", "schema": 1, ...}``, a frame ``{"type": "frame", "frame", "pts_s", "objects": [...]}``.
+The header is ``{"type": "header", "schema": 1, ...}``, a frame ``{"type": "frame", "frame", "pts_s", "objects"}``.
 A file that was cut off is a valid prefix.
 """
 
