@@ -2,22 +2,25 @@
 
 decord 0.6 decodes ahead of its reader without limit, and in many kinds of file it is wrong or hangs when it seeks. Here
 it never sees the file: it gets a small MP4 that starts with a keyframe and ends where the piece ends, so it holds no
-more than the piece and never seeks. Import this module only in a process that may be killed.
+more than the piece and never seeks. A piece is delivered only after all of it was decoded and checked: decord shows
+the last picture again where it has lost one. Import this module only in a process that may be killed.
 """
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import av
 import decord
 import numpy as np
 from av.packet import Packet
 
-from pipeline.decode_pyav import packets_from
+from pipeline.decode_pyav import packets_from, upright
 from pipeline.decode_table import FrameTable
 from pipeline.types import Int64Array, UInt8Array
 
@@ -31,8 +34,10 @@ class DeclinedByDecordError(Exception):
 def decode_decord(table: FrameTable, start: int, stop: int, stride: int) -> Iterator[tuple[int, UInt8Array] | None]:
     """``(index, upright RGB image)`` of every ``stride``-th frame of ``start..stop``.
 
+    ``None`` is a sign of life while the piece is decoded.
+
     Raises:
-        DeclinedByDecordError: before the first frame, or instead of a wrong or missing one.
+        DeclinedByDecordError: before the first frame.
     """
     table.check_unchanged()
     try:
@@ -41,26 +46,51 @@ def decode_decord(table: FrameTable, start: int, stop: int, stride: int) -> Iter
         if not np.array_equal(pts[first : first + stop - start], table.pts[start:stop]):
             raise DeclinedByDecordError("the piece lacks packets that the probe has seen")
         yield from _read(table, piece, pts, start - first, range(start, stop, stride))
-    except (decord.DECORDError, av.error.FFmpegError, RuntimeError) as error:
-        lines = str(error).strip().splitlines()
-        raise DeclinedByDecordError(lines[-1] if lines else type(error).__name__) from error
+    except (decord.DECORDError, av.error.FFmpegError, RuntimeError, StopIteration) as error:
+        raise DeclinedByDecordError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """decord's message without its clock times, source lines and stack."""
+    text = re.sub(r"\[[\d:]+\] \S+:\d+: ", "", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _read(
     table: FrameTable, piece: BytesIO, pts: Int64Array, offset: int, wanted: range
 ) -> Iterator[tuple[int, UInt8Array] | None]:
+    want = _picture(table, piece, 0)
     reader = decord.VideoReader(piece, num_threads=1)
     _check(reader, pts, table)
-    position = offset
-    for index in wanted:
-        if index > position:
-            reader.skip_frames(index - position)
-            yield None
-        image = reader.next().asnumpy()
-        position = index + 1
-        if image.shape != (*table.source_size, 3):
-            raise RuntimeError(f"frames of {image.shape[1]}x{image.shape[0]} instead of upright {table.source_size}")
-        yield index, image
+    # Not skip_frames(): it races with the decoder thread near the end of a file.
+    kept: deque[tuple[int, UInt8Array]] = deque()
+    image = before = reader.next().asnumpy()
+    if not np.array_equal(image, want):
+        raise DeclinedByDecordError("its first picture is not the one at the keyframe")
+    for index in range(offset, offset + len(pts)):
+        if index > offset:
+            before, image = image, reader.next().asnumpy()
+        if index in wanted:
+            kept.append((index, image))
+        yield None
+    if len(pts) > 1 and np.array_equal(image, before) and not np.array_equal(image, _picture(table, piece, -1)):
+        raise DeclinedByDecordError("it lost a picture and repeated another")
+    del reader
+    while kept:
+        yield kept.popleft()
+
+
+def _picture(table: FrameTable, piece: BytesIO, position: Literal[0, -1]) -> UInt8Array:
+    """The first or last picture of the piece by PyAV.
+
+    A decoder that cannot start at this keyframe (intra refresh), or converts colours in another way, shows it here.
+    """
+    with av.open(BytesIO(piece.getbuffer())) as container:
+        frames = container.decode(video=0)
+        frame = next(frames, None) if position == 0 else deque(frames, maxlen=1).pop()
+        if frame is None or (position == 0 and frame.pts != container.streams.video[0].start_time):
+            raise DeclinedByDecordError("nothing can be decoded at its keyframe")
+        return upright(table, frame)
 
 
 def _check(reader: decord.VideoReader, pts: Int64Array, table: FrameTable) -> None:
@@ -85,7 +115,9 @@ def remux(table: FrameTable, start: int, stop: int) -> tuple[BytesIO, Int64Array
     pts = np.array([packet.pts for packet in kept], np.int64)
     target = BytesIO()
     # WebM for VP8, which MP4 does not hold. MP4 elsewhere: it keeps the time base of the source.
-    with closing(source), av.open(target, "w", format="webm" if table.codec == "vp8" else "mp4") as output:
+    # No edit list: it counts in milliseconds and may cut off the last frame.
+    form, options = ("webm", {}) if table.codec == "vp8" else ("mp4", {"use_editlist": "0"})
+    with closing(source), av.open(target, "w", format=form, options=options) as output:
         stream = output.add_stream_from_template(kept[0].stream)
         stream.time_base = table.time_base
         for packet, pts_new, dts_new in zip(kept, *_fresh_clock(pts), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ MAX_REORDER_FRAMES = 32
 DECORD_CONTAINERS = ("mov", "matroska")
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9")
 _FALLBACK_FPS = Fraction(25)
+_TS_PACKET_BYTES = 188
 
 
 @dataclass(slots=True)
@@ -86,6 +88,9 @@ def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
         scan.error = f"reading stops after {scan.num_packets} packets: {error.strerror}"
     if scan.first is None:
         scan.first = _try_decode(stream, None)
+    if scan.is_last_corrupt and len(scan.pts) > 1:  # the file ends inside this frame: it is not there
+        scan.pts.pop()
+        scan.num_packets -= 1
     return scan
 
 
@@ -122,7 +127,7 @@ def _table(
     orientation = Orientation.of(first)
     height, width = (first.width, first.height) if orientation.transpose else (first.height, first.width)
     duration_s = float((int(pts[-1]) - int(pts[0])) * time_base + 1 / (fps or _FALLBACK_FPS))
-    missing, damage = _missing(container, stream, scan, pts, time_base, fps)
+    missing, damage = _missing(uri, container, stream, scan, pts, time_base, fps)
     reason = _decord_reason(uri, container.format.name, stream, scan, is_indexed, orientation, damage)
     return FrameTable(
         info=VideoInfo(redact(uri), width, height, fps, len(pts), duration_s, orientation.rotation_deg),
@@ -150,7 +155,8 @@ def _presentation_times(
 ) -> tuple[Int64Array, Fraction, bool]:
     """``(pts, time base, whether pts identify frames)``.
 
-    Frames before the first that decodes (a capture that starts between keyframes) are left out: nobody can see them.
+    Frames before the first that decodes, or before the first keyframe (a capture that starts between keyframes), are
+    left out: nobody can see them whole.
     """
     stored = [p for p in scan.pts if p is not None]
     pts = np.array(stored, np.int64)
@@ -161,10 +167,11 @@ def _presentation_times(
     pts = pts[order]
     if bool(np.any(np.diff(pts) == 0)) or first.pts is None:
         return pts, time_base, False
-    return pts[pts >= first.pts], time_base, True
+    return pts[pts >= max([first.pts, *scan.key_pts[:1]])], time_base, True
 
 
 def _missing(
+    uri: str,
     container: InputContainer,
     stream: VideoStream,
     scan: _Scan,
@@ -183,11 +190,21 @@ def _missing(
         missing = max(0, round(missing_s * fps) - 1)
     if scan.error:
         return missing, scan.error
-    if scan.is_last_corrupt:
+    if scan.is_last_corrupt or (container.format.name == "mpegts" and _ends_in_packet(uri)):
         return missing, "it ends in the middle of a frame"
     if missing:
         return missing, f"the container promises {missing} more frames than it has"
     return 0, ""
+
+
+def _ends_in_packet(uri: str) -> bool:
+    """True for a local MPEG transport stream that was cut inside one of its packets of 188 bytes."""
+    if scheme_of(uri):
+        return False
+    with local_path(uri).open("rb") as file:
+        head = file.read(_TS_PACKET_BYTES + 1)
+        size = file.seek(0, os.SEEK_END)
+    return head[:1] == head[_TS_PACKET_BYTES:] == b"G" and size % _TS_PACKET_BYTES != 0
 
 
 def _tagged_duration_s(stream: VideoStream) -> float | None:
@@ -221,6 +238,7 @@ def _decord_reason(
         "reference frames are stored apart": scan.num_hidden > 0,
         "presentation times are missing or ambiguous": not is_indexed,
         "it is mirrored": orientation.is_mirrored,
+        "it is interlaced": scan.first is not None and scan.first.interlaced_frame,
         f"it is damaged: {damage}": bool(damage),
     }
     return next((reason for reason, holds in refusals.items() if holds), "")
