@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -54,7 +55,9 @@ class Mp4Writer:
     def _open(self, width: int, height: int) -> tuple[av.container.OutputContainer, av.VideoStream]:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            container = av.open(str(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
+            # The movie's clock counts in the source's ticks too: with the default of milliseconds a late start is rounded.
+            options = {"movflags": "+faststart", "movie_timescale": str(self._time_base.denominator)}
+            container = av.open(str(self._partial), "w", format="mp4", options=options)
         except OSError as error:
             raise UsageError("cannot write the video", str(self._path), error.strerror or str(error)) from error
         stream = container.add_stream("libx264", rate=self._fps, options=self._options)
@@ -79,4 +82,5 @@ class Mp4Writer:
             if kind is None and self._container is not None:
                 os.replace(self._partial, self._path)
         finally:
-            self._partial.unlink(missing_ok=True)
+            with suppress(OSError):  # there may be none, or not even its folder
+                self._partial.unlink()

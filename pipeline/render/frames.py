@@ -80,7 +80,7 @@ def _moment(text: str | None, table: decode.FrameTable, *, default: int) -> int:
 
 def pictures(table: decode.FrameTable, frames: range) -> Iterator[Frame]:
     """The pictures of these frames at source size."""
-    return decode.read(table, frames.start, frames.stop, stride=frames.step)
+    return decode.read(table, frames.start, frames.stop, stride=frames.step, decoder="pyav")
 
 
 def scattered(table: decode.FrameTable, indices: Iterable[int], *, gap: int = 48) -> Iterator[Frame]:
@@ -91,7 +91,7 @@ def scattered(table: decode.FrameTable, indices: Iterable[int], *, gap: int = 48
         cluster = wanted[start:stop]
         if cluster:
             keep = set(cluster)
-            yield from (f for f in decode.read(table, cluster[0], cluster[-1] + 1) if f.index in keep)
+            yield from (f for f in decode.read(table, cluster[0], cluster[-1] + 1, decoder="pyav") if f.index in keep)
 
 
 class Lane:

@@ -62,8 +62,8 @@ def render(
                 paste_chip(pane, title, margin, pane.shape[0] - title.size[1] - margin)
             writer.write(_join(panes), int(table.pts[frame.index]) - shift)
             count += 1
-    if not count:
-        raise SourceError("not a single frame could be drawn", entry.uri, "the run tracked none")
+        if not count or (count < len(tracked) and entry.status == "done"):
+            raise SourceError(f"only {count} of {len(tracked)} tracked frames can be read", entry.uri)
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ class Page:
         except OSError as error:
             raise UsageError("cannot write the picture", str(out), error.strerror or str(error)) from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # there may be none, or not even its folder
+                partial.unlink()
         return out
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -54,7 +55,8 @@ def view(run: Run, out: Path, *, video_id: str | None = None) -> Path:
     except OSError as error:
         raise UsageError("cannot write the report", str(out), error.strerror or str(error)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be none, or not even its folder
+            partial.unlink()
     return out
 
 

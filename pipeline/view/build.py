@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import SourceError
+from pipeline.errors import DecodeError, SourceError
 from pipeline.render.encode import Mp4Writer
 from pipeline.render.frames import Lane, open_source, pictures, tracked_frames
 from pipeline.render.lives import Life, lives_of
@@ -64,7 +64,7 @@ def build_video(run: Run, entry: VideoEntry, proxy: Path) -> VideoData:
     notice = ""
     try:
         gathered = _with_pictures(run, entry, lives, grid, proxy)
-    except SourceError as error:
+    except (SourceError, DecodeError) as error:
         notice = f"The video is not shown: {error}"
         gathered = _without_pictures(run, entry, grid)
     return VideoData(_payload(entry, lives, grid, gathered), proxy.exists(), notice)
