@@ -45,7 +45,7 @@ class ImageResult:
 def segment(
     images: ImageLike | Sequence[ImageLike],
     *,
-    text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+    text: str | Sequence[str] | Sequence[Sequence[str] | None] | None = None,
     boxes: Boxes | Sequence[Boxes | None] | None = None,
     box_labels: Sequence[int] | Sequence[Sequence[int] | None] | None = None,
     model: str | Path = "tiny",
@@ -101,7 +101,9 @@ def _segment_one(
     return _result(frame, detector.detect([frame], prompts)[0], prompts)
 
 
-def _per_image_text(text: str | Sequence[str] | Sequence[Sequence[str]] | None, num: int) -> list[tuple[str, ...]]:
+def _per_image_text(
+    text: str | Sequence[str] | Sequence[Sequence[str] | None] | None, num: int
+) -> list[tuple[str, ...]]:
     """Phrases of each image."""
     if text is None or isinstance(text, str):
         return [() if text is None else (text,)] * num
