@@ -102,6 +102,13 @@ class SamHeads:
         per_object = int(frames * self._coarse_position.numel() * 4 * 8)
         return max(1, self.budget_bytes // per_object)
 
+    @property
+    def _several(self) -> bool:
+        """Whether a tracked object is chosen among several masks."""
+        config = self._config
+        wanted = config.multimask_output_in_sam and config.multimask_output_for_tracking
+        return bool(wanted and config.multimask_min_pt_num <= 0 <= config.multimask_max_pt_num)
+
     def nothing(self) -> Decoded:
         """No objects."""
         empty = self._coarse_position.new_zeros(0, dtype=torch.float32)
@@ -116,7 +123,7 @@ class SamHeads:
         """Find every object of the bank on this frame; rows in the bank's order."""
         parts, rows = [], []
         for reading in readings:
-            parts.append(self._decode(vision, self._attend(vision, reading), self._no_mask))
+            parts.append(self._decode(vision, self._attend(vision, reading), self._no_mask, self._several))
             rows.append(reading.rows)
         order = np.argsort(np.concatenate(rows), kind="stable")
         at = torch.from_numpy(order).to(vision.coarse.device)
@@ -183,15 +190,15 @@ class SamHeads:
         rotated: Tensor = (frames * cos + turned * sin).flatten(2, 3).to(x.dtype)
         return rotated
 
-    def _decode(self, vision: Vision, features: Tensor, mask_prompt: Tensor) -> Decoded:
-        """SAM's mask decoder without points: the best of three masks by predicted IoU."""
+    def _decode(self, vision: Vision, features: Tensor, mask_prompt: Tensor, several: bool) -> Decoded:
+        """SAM's mask decoder without points: its single mask, or the best of ``several`` by predicted IoU."""
         count = len(features)
         masks, iou, tokens, object_logit = self._model.mask_decoder(
             image_embeddings=features,
             image_positional_embeddings=self._image_position,
             sparse_prompt_embeddings=self._no_points.expand(count, -1, -1, -1),
             dense_prompt_embeddings=mask_prompt,
-            multimask_output=True,
+            multimask_output=several,
             high_resolution_features=[vision.fine, vision.middle],
         )
         rows, best = torch.arange(count, device=features.device), iou[:, 0].argmax(-1)
@@ -212,7 +219,7 @@ class SamHeads:
         prompt = model.mask_downsample(soft.to(dtype))
         prompt = _resize(prompt.float(), model.prompt_encoder.mask_input_size).to(dtype)
         features = vision.coarse.expand(len(masks), -1, -1, -1)
-        decoded = self._decode(vision, features, model.prompt_encoder.mask_embed(prompt))
+        decoded = self._decode(vision, features, model.prompt_encoder.mask_embed(prompt), several=True)
         visible = masks.flatten(1).any(1)
         pointer = torch.where(visible[:, None], decoded.pointer, model.no_object_pointer)
         inside = _resize(soft * 20 - 10, self._memory_side) > 0
