@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from io import BytesIO
-from typing import Any, Literal
+from itertools import islice
+from typing import Any
 
 import av
 import decord
@@ -59,7 +60,7 @@ def _reason(error: Exception) -> str:
 def _read(
     table: FrameTable, piece: BytesIO, pts: Int64Array, offset: int, wanted: range
 ) -> Iterator[tuple[int, UInt8Array] | None]:
-    want = _picture(table, piece, 0)
+    want = _pictures(table, piece, 1)[0]
     reader = decord.VideoReader(piece, num_threads=1)
     _check(reader, pts, table)
     # Not skip_frames(): it races with the decoder thread near the end of a file.
@@ -73,24 +74,23 @@ def _read(
         if index in wanted:
             kept.append((index, image))
         yield None
-    if len(pts) > 1 and np.array_equal(image, before) and not np.array_equal(image, _picture(table, piece, -1)):
+    if len(pts) > 1 and np.array_equal(image, before) and not np.array_equal(*_pictures(table, piece, len(pts))[-2:]):
         raise DeclinedByDecordError("it lost a picture and repeated another")
     del reader
     while kept:
         yield kept.popleft()
 
 
-def _picture(table: FrameTable, piece: BytesIO, position: Literal[0, -1]) -> UInt8Array:
-    """The first or last picture of the piece by PyAV.
+def _pictures(table: FrameTable, piece: BytesIO, count: int) -> list[UInt8Array]:
+    """The first ``count`` pictures of the piece by PyAV, of which the last two are kept.
 
     A decoder that cannot start at this keyframe (intra refresh), or converts colours in another way, shows it here.
     """
     with av.open(BytesIO(piece.getbuffer())) as container:
-        frames = container.decode(video=0)
-        frame = next(frames, None) if position == 0 else deque(frames, maxlen=1).pop()
-        if frame is None or (position == 0 and frame.pts != container.streams.video[0].start_time):
+        frames = deque(islice(container.decode(video=0), count), maxlen=2)
+        if not frames or (count == 1 and frames[0].pts != container.streams.video[0].start_time):
             raise DeclinedByDecordError("nothing can be decoded at its keyframe")
-        return upright(table, frame)
+        return [upright(table, frame) for frame in frames]
 
 
 def _check(reader: decord.VideoReader, pts: Int64Array, table: FrameTable) -> None:

@@ -244,15 +244,19 @@ def _mirrored(folder: Path) -> tuple[Path, list[int]]:
 
 
 def _truncated(suffix: str) -> Maker:
-    """Part of a file whose index comes first: the frames whose packets are whole."""
+    """Part of a file whose index comes first: the frames whose packets are whole.
+
+    A transport stream does not say how long a packet is: there the last one counts, and its rest is concealed.
+    """
 
     def make(folder: Path) -> tuple[Path, list[int]]:
         path = folder / f"half{suffix}"
         how = Encoding(options=H264.options, container_options={"movflags": "faststart"} if suffix == ".mp4" else {})
         encode(path, barcodes(60), how)
         before = stored_packets(path)
-        cut(path, 0.6)
-        whole = set(before) & set(stored_packets(path))
+        cut(path, 0.617)
+        left = stored_packets(path)
+        whole = left if suffix == ".ts" else set(before) & set(left)
         shown = sorted(pts for pts, _ in before)
         return path, sorted(shown.index(pts) for pts, _ in whole)
 
