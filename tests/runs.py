@@ -38,6 +38,8 @@ class VideoSpec:
     """Masklets vanish and come back."""
     overlaps: bool = False
     """Masks may share pixels; otherwise each pixel belongs to at most one masklet."""
+    max_life: int = 12
+    """Most tracked frames from a masklet's first to its last."""
     status: str = "done"
 
 
@@ -47,7 +49,7 @@ KINDS: dict[str, tuple[VideoSpec, ...]] = {
     "plain": (VideoSpec(),),
     "gaps": (VideoSpec(num_frames=20, num_masklets=5, gaps=True),),
     "overlaps": (VideoSpec(num_masklets=6, overlaps=True),),
-    "many_ids": (VideoSpec(size=(64, 96), num_frames=300, num_masklets=300, gaps=False),),
+    "many_ids": (VideoSpec(size=(64, 96), num_frames=100, num_masklets=290, max_life=4),),
     "odd_sizes": (VideoSpec(size=(37, 53), fps="25/1", gaps=True),),
     "one_pixel_frame": (VideoSpec(size=(1, 1), num_frames=3, num_masklets=1, fps=None),),
     "stride": (VideoSpec(num_frames=30, stride=3, gaps=True),),
@@ -114,7 +116,7 @@ def synthetic_frames(spec: VideoSpec, seed: int) -> Iterator[FrameResult]:
     steps = range(0, spec.num_frames, spec.stride)
     births = np.sort(rng.integers(0, max(1, len(steps) * 2 // 3), spec.num_masklets))
     births[:1] = 0
-    lives = rng.integers(min(4, len(steps)), min(12, len(steps)) + 1, spec.num_masklets)
+    lives = rng.integers(min(4, len(steps)), min(spec.max_life, len(steps)) + 1, spec.num_masklets)
     phrase_of = rng.integers(0, len(PHRASES), spec.num_masklets)
     centres = rng.uniform(0, 1, (spec.num_masklets, 2))
     drift = rng.uniform(-0.02, 0.02, (spec.num_masklets, 2))

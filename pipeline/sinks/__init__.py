@@ -104,7 +104,7 @@ FORMATS: dict[str, FormatInfo] = {
     "cvat": FormatInfo(
         "pipeline.sinks.cvat:Cvat",
         "CVAT for video 1.1 XML, polygon tracks, one file per video (CVAT, datumaro, FiftyOne)",
-        "polygons within 0.75 px; the report has the IoU",
+        "polygons within 1 px; the report has the IoU",
         importable=True,
     ),
     "labelstudio": FormatInfo(
@@ -115,7 +115,7 @@ FORMATS: dict[str, FormatInfo] = {
     "yolo": FormatInfo(
         "pipeline.sinks.yolo:Yolo",
         "segmentation label files and data.yaml (ultralytics)",
-        "polygons within 0.75 px; ids and scores stand in tracks.csv",
+        "polygons within 1 px; ids and scores stand in tracks.csv",
     ),
     "fiftyone": FormatInfo(
         "pipeline.sinks.fiftyone:FiftyOne", "a dataset folder with masks on frames (FiftyOneDataset)"
@@ -141,7 +141,7 @@ FORMATS: dict[str, FormatInfo] = {
     "geojson": FormatInfo(
         "pipeline.sinks.geojson:GeoJson",
         "polygons with holes in pixels, one feature per masklet and frame (shapely, GIS tools)",
-        "polygons within 0.75 px; the report has the IoU",
+        "polygons within 1 px; the report has the IoU",
     ),
 }
 """Every format by name, in the order in which they are listed."""

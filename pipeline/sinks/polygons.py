@@ -20,8 +20,8 @@ from pycocotools import mask as coco_mask
 from pipeline.masks import decode, rle_iou
 from pipeline.types import RLE, BoolArray
 
-TOLERANCE_PX = 0.75
-"""Just above half a pixel's diagonal: a staircase along a slope becomes a straight line."""
+TOLERANCE_PX = 1.0
+"""The steps along any straight edge are within a pixel of it, so it becomes one line."""
 MAX_LOSS = 0.1
 """Highest IoU that simplification may cost a mask."""
 
@@ -127,7 +127,7 @@ class Tracer:
         if not self.num_masks:
             return []
         return [
-            f"masks became polygons, no vertex further than {TOLERANCE_PX} px from the outline: IoU with the masks "
+            f"masks became polygons, no vertex further than {TOLERANCE_PX:g} px from the outline: IoU with the masks "
             f"mean {self.sum_iou / self.num_masks:.4f}, least {self.least_iou:.4f} over {self.num_masks} masks"
         ]
 

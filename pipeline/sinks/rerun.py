@@ -1,7 +1,7 @@
 """Rerun: ``rerun/VIDEO.rrd``, a recording with the masklets as a label image, boxes and scores over time.
 
-Written with ``rerun-sdk`` (the extra ``rerun``), which streams to the file. Time lines: ``frame`` and ``pts``. Recordings
-are not forward compatible: open them with the Rerun version that wrote them. The source video is not copied in.
+Written with ``rerun-sdk`` (the extra ``rerun``), which streams to the file. Time lines: ``frame`` and ``pts``.
+Recordings are not forward compatible: open them with the Rerun version that wrote them. The video is not copied in.
 
 Schema: Rerun's archetypes ``AnnotationContext``, ``SegmentationImage``, ``Boxes2D``, ``Scalars``.
 """
