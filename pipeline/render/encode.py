@@ -55,7 +55,7 @@ class Mp4Writer:
     def _open(self, width: int, height: int) -> tuple[av.container.OutputContainer, av.VideoStream]:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # The movie's clock counts in the source's ticks too: with the default of milliseconds a late start is rounded.
+            # The movie's clock counts in the source's ticks too: in milliseconds, its default, a late start is rounded.
             options = {"movflags": "+faststart", "movie_timescale": str(self._time_base.denominator)}
             container = av.open(str(self._partial), "w", format="mp4", options=options)
         except OSError as error:

@@ -43,7 +43,7 @@ def lives_of(run: Run, video_id: str) -> list[Life]:
     order = np.argsort(ids, kind="stable")  # rows come sorted by frame, and stay so within an id
     frame, pts_s, score = (table[c].to_numpy()[order] for c in ("frame", "pts_s", "score"))
     found, starts = np.unique(ids[order], return_index=True)
-    stops = [*starts[1:], len(ids)]
+    stops = [*starts[1:], len(ids)][: len(starts)]
     return [
         Life(
             int(i),

@@ -1,5 +1,5 @@
 "use strict";
-// The report's behaviour. Data stands in <script type="application/json"> blocks; text reaches the page as textContent only.
+// The report's behaviour. Data stands in JSON blocks of the page; text reaches the page as textContent only.
 (() => {
   const $ = (id) => document.getElementById(id);
   const LOW_SCORE = 0.5; // below: a low-confidence moment
