@@ -169,6 +169,7 @@ class Intake:
             FormatError: a track that has two masks on one frame.
         """
         self._refuse_duplicates()
+        self._prompts = self._prompts or {self.text: None}
         manifest = Manifest(
             "", {"id": f"imported from {source}", "fingerprint": ""}, list(self._prompts), [], "imported"
         )

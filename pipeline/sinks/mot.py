@@ -150,9 +150,11 @@ def text_files(path: Path) -> list[Path]:
 
 
 def sequence_name(file: Path) -> str:
-    """The sequence a file belongs to: ``SEQ/gt/gt.txt``, ``SEQ/det/det.txt`` or ``SEQ.txt``."""
-    inside = file.parent.name in ("gt", "det") and len(file.parts) > 2
-    return file.parent.parent.name if inside else file.stem
+    """The sequence a file belongs to: ``SEQ/gt/gt.txt``, ``SEQ/det/det.txt``, ``SEQ/gt.txt`` or ``SEQ.txt``."""
+    path = file.resolve()
+    while path.stem in ("gt", "det") and path.parent.name:
+        path = path.parent
+    return path.name if path.is_dir() else path.stem
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +201,7 @@ def _read_sequence(name: str, files: list[Path], intake: Intake) -> None:
     )
     shared_ids = len(files) == 1 or all(own and own.phrase for own in infos)
     for number, (file, own) in enumerate(zip(files, infos, strict=True)):
-        phrase = own.phrase if own and own.phrase else intake.text
-        intake.add_prompt(phrase)
+        phrase = intake.add_prompt(own.phrase) if own and own.phrase else intake.text
         for row in _rows(file):
             rle = box_rle(row.xyxy, info.size, row.where)
             if min(row.xyxy) < 0 or row.xyxy[2] > info.size[1] or row.xyxy[3] > info.size[0]:

@@ -53,11 +53,15 @@ def outlines(mask: BoolArray) -> list[Polygon]:
     crop = mask[top : ys[-1] + 1, left : xs[-1] + 1].astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(crop, connectivity=4)
     order = sorted(range(1, count), key=lambda i: -stats[i, cv2.CC_STAT_AREA])
-    return [_trace(labels == i, (left, top)) for i in order]
+    return [_trace(labels, i, stats[i], (left, top)) for i in order]
 
 
-def _trace(piece: BoolArray, offset: tuple[int, int]) -> Polygon:
-    doubled = piece.astype(np.uint8).repeat(2, 0).repeat(2, 1)
+def _trace(labels: NDArray[Any], number: int, stats: NDArray[Any], origin: tuple[int, int]) -> Polygon:
+    """The piece of this number, looked for in its own box only: a mask may have hundreds of pieces."""
+    x, y, width, height = (int(v) for v in stats[:4])
+    offset = (origin[0] + x, origin[1] + y)
+    piece = (labels[y : y + height, x : x + width] == number).astype(np.uint8)
+    doubled = cv2.resize(piece, (2 * width, 2 * height), interpolation=cv2.INTER_NEAREST)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     rings = [_corners((c.reshape(-1, 2) + 1) // 2) + np.array(offset, np.int32) for c in contours]
     parents = np.asarray(hierarchy).reshape(-1, 4)[:, 3]
