@@ -584,11 +584,14 @@
     say(words.filter(Boolean).join(" "));
     if (about.data === null) return nothing();
     try {
-      film = loaded[number] ??= decodeVideo(await payload(number));
+      loaded[number] ??= decodeVideo(await payload(number));
     } catch (error) {
       say(error.message);
       return nothing();
     }
+    if (state.video !== number) return; // another one was chosen meanwhile
+    film = loaded[number];
+    if (hasMovie()) URL.revokeObjectURL(movie.src);
     const source = movieSource(number);
     if (source) movie.src = source; else movie.removeAttribute("src");
     movie.playbackRate = movie.defaultPlaybackRate = Number($("speed").value);
@@ -604,6 +607,7 @@
     select(masklet);
     follow();
     document.body.dataset.ready = "yes";
+    remember();
   }
 
   function nothing() {
