@@ -105,6 +105,8 @@ def evaluate(
     if "jf" in metrics and "mask" not in kinds:
         notes.append("J&F left out: the ground truth has boxes only")
     scored = [_score_video(p, truth, run, phrases, kinds, metrics) for p in pairs]
+    if "cgf1" in metrics and all(r.num_gt for v in scored for r in v.pairs):
+        notes.append("cgF1 is 0 by definition: no video was asked for a phrase that it does not have")
     return _report(name, tuple(metrics), kinds, scored, tuple(notes))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +20,8 @@ METRICS = {
     "clear": "CLEAR MOT: MOTA, identity switches, mostly tracked ...",
     "identity": "IDF1, IDP, IDR (arXiv 1609.01775)",
     "jf": "J&F of masks (DAVIS)",
-    "cgf1": "SA-Co cgF1 and pHOTA, absent phrases included (SAM 3)",
-    "teta": "TETA: localisation, association and classification apart (arXiv 2207.12978)",
+    "cgf1": "SA-Co cgF1 and pHOTA of tracks that score 0.5 or more, absent phrases included (SAM 3)",
+    "teta": "TETA of tracks that score 0.5 or more: localisation, association, classification (arXiv 2207.12978)",
     "ap": "track AP: YouTube-VIS mAP and phrase AP",
 }
 """Names for ``--metrics``, with a line on each."""
@@ -35,6 +36,10 @@ class PairResult:
 
     video_id: str
     phrase: str
+    num_gt: int
+    """Annotated tracks."""
+    num_pred: int
+    """Predicted tracks."""
     hota: dict[Kind, HotaResult]
     confident_hota: dict[Kind, HotaResult]
     """Of tracks that score above 0.5, as pHOTA counts them."""
@@ -50,7 +55,9 @@ def score_pairs(video: VideoOverlap, metrics: Sequence[str], jf: dict[str, JFRes
 
 
 def _score_pair(video: VideoOverlap, phrase: str, metrics: Sequence[str], jf: JFResult | None) -> PairResult:
-    out = PairResult(video.video_id, phrase, {}, {}, {}, {}, {}, jf)
+    sides = (video.gt_tracks, video.pred_tracks)
+    num_gt, num_pred = (sum(t.phrase == phrase for t in side.values()) for side in sides)
+    out = PairResult(video.video_id, phrase, num_gt, num_pred, {}, {}, {}, {}, {}, jf)
     for kind in video.kinds:
         sequence = video.sequence(phrase, kind)
         if "hota" in metrics:
@@ -87,7 +94,22 @@ def group_scores(
     kinds: Sequence[Kind],
     metrics: Sequence[str],
 ) -> Scores:
-    """The scores of these pairs together; TETA where the whole ``videos`` are given too, since it needs all phrases."""
+    """The scores of these pairs together; TETA where the whole ``videos`` are given too, since it needs all phrases.
+
+    Where nothing is annotated and nothing predicted there is nothing to score: all is NaN.
+    """
+    out = _group_scores(pairs, videos, kinds, metrics)
+    if any(p.num_gt or p.num_pred for p in pairs):
+        return out
+    return {kind: dict.fromkeys(scores, math.nan) for kind, scores in out.items()}
+
+
+def _group_scores(
+    pairs: Sequence[PairResult],
+    videos: Sequence[Mapping[Kind, TetaVideo]],
+    kinds: Sequence[Kind],
+    metrics: Sequence[str],
+) -> Scores:
     out: Scores = {}
     for kind in kinds:
         scores = out.setdefault(kind, {})

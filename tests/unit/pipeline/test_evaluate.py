@@ -105,7 +105,7 @@ def test_an_object_under_the_wrong_phrase_is_not_found() -> None:
     assert (report.score("TP"), report.score("FP"), report.score("FN")) == (10, 10, 10)
     assert report.phrases["dog"]["mask"]["HOTA"] == 0
     assert report.pairs["v"]["cat"]["mask"]["Recall"] == 1
-    ignored = evaluate(run, truth, matching="ignore")
+    ignored = evaluate(run, truth, ["hota"], matching="ignore")
     assert ignored.score("HOTA") == pytest.approx(1)
     assert ignored.notes == ()
 
@@ -132,6 +132,12 @@ def test_absent_phrases_count_in_cgf1() -> None:
     bad = evaluate(FakeLabels({"v": together(still(1, "cat", 0, 0), still(2, "dog", 9, 9))}), truth, ["cgf1"])
     assert good.score("cgF1") == pytest.approx(1, abs=1e-3)
     assert bad.score("cgF1") == 0
+    assert good.notes == bad.notes == ()
+    never_absent = evaluate(
+        FakeLabels({"v": still(1, "cat", 0, 0)}), FakeLabels({"v": still(1, "cat", 0, 0)}), ["cgf1"]
+    )
+    assert never_absent.score("cgF1") == 0
+    assert any("by definition" in note for note in never_absent.notes)
 
 
 def test_distractors_excuse_and_left_out_objects_do_not() -> None:
@@ -328,3 +334,10 @@ def test_undefined_scores_are_null_in_json() -> None:
     assert math.isnan(report.score("AP"))
     assert report.to_dict()["overall"]["mask"]["AP"] is None
     assert "-" in report.rows()[0].cells
+
+
+def test_where_nothing_is_and_nothing_was_said_there_is_no_score() -> None:
+    labels = FakeLabels({"a": still(1, "cat", 0, 0), "b": {}})
+    report = evaluate(labels, labels)
+    assert report.score("HOTA") == pytest.approx(1)
+    assert all(math.isnan(v) for v in report.videos["b"]["mask"].values())
