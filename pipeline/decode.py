@@ -7,8 +7,9 @@ only to resize.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from pipeline.decode_images import decode_images, image_files, is_image_folder, natural_key
@@ -96,13 +97,15 @@ def decode_segments(
     A segment starts with a frame that is wanted. What happened otherwise than planned is appended to ``notes``.
     """
     for segment in segments:
-        for picture in _decode_segment(table, segment, stride, notes):
+        for picture in _decode_segment(table, segment, stride, size, notes):
             if picture is not None and size is not None:
                 picture = Picture(picture.index, picture.decoder, resize(picture.image, size))
             yield picture
 
 
-def _decode_segment(table: FrameTable, segment: Segment, stride: int, notes: list[str]) -> Iterator[Picture | None]:
+def _decode_segment(
+    table: FrameTable, segment: Segment, stride: int, size: tuple[int, int] | None, notes: list[str]
+) -> Iterator[Picture | None]:
     start = segment.start
     if segment.decoder == "images":
         yield from _labelled("images", decode_images(table, start, segment.stop, stride))
@@ -110,13 +113,21 @@ def _decode_segment(table: FrameTable, segment: Segment, stride: int, notes: lis
     if segment.decoder == "decord":
         from pipeline.decode_decord import DeclinedByDecordError, decode_decord  # not on every machine
 
+        # A piece is kept as small as it can be: at the size asked for if that is the smaller one.
+        shrink: Callable[[UInt8Array], UInt8Array] = _as_it_is
+        if size is not None and size[0] * size[1] < table.info.height * table.info.width:
+            shrink = partial(resize, size=size)
         try:
-            for picture in _labelled("decord", decode_decord(table, start, segment.stop, stride)):
+            for picture in _labelled("decord", decode_decord(table, start, segment.stop, stride, shrink)):
                 start = start if picture is None else picture.index + stride
                 yield picture
         except DeclinedByDecordError as error:
             notes.append(f"frames {start}..{segment.stop} went from decord to pyav: {error}")
     yield from _labelled("pyav", decode_pyav(table, start, segment.stop, stride))
+
+
+def _as_it_is(image: UInt8Array) -> UInt8Array:
+    return image
 
 
 def _labelled(decoder: str, frames: Iterator[tuple[int, UInt8Array] | None]) -> Iterator[Picture | None]:

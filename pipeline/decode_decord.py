@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from io import BytesIO
 from itertools import islice
@@ -32,10 +32,12 @@ class DeclinedByDecordError(Exception):
     """decord does not see the piece as the frame table does; the piece is for the other decoder."""
 
 
-def decode_decord(table: FrameTable, start: int, stop: int, stride: int) -> Iterator[tuple[int, UInt8Array] | None]:
-    """``(index, upright RGB image)`` of every ``stride``-th frame of ``start..stop``.
+def decode_decord(
+    table: FrameTable, start: int, stop: int, stride: int, shrink: Callable[[UInt8Array], UInt8Array]
+) -> Iterator[tuple[int, UInt8Array] | None]:
+    """``(index, shrink(upright RGB image))`` of every ``stride``-th frame of ``start..stop``.
 
-    ``None`` is a sign of life while the piece is decoded.
+    ``shrink`` is applied before a picture is kept for delivery. ``None`` is a sign of life while the piece is decoded.
 
     Raises:
         DeclinedByDecordError: before the first frame.
@@ -46,7 +48,7 @@ def decode_decord(table: FrameTable, start: int, stop: int, stride: int) -> Iter
         first = int(np.searchsorted(pts, table.pts[start]))
         if not np.array_equal(pts[first : first + stop - start], table.pts[start:stop]):
             raise DeclinedByDecordError("the piece lacks packets that the probe has seen")
-        yield from _read(table, piece, pts, start - first, range(start, stop, stride))
+        yield from _read(table, piece, pts, start - first, range(start, stop, stride), shrink)
     except (decord.DECORDError, av.error.FFmpegError, RuntimeError, StopIteration) as error:
         raise DeclinedByDecordError(_reason(error)) from error
 
@@ -58,7 +60,12 @@ def _reason(error: Exception) -> str:
 
 
 def _read(
-    table: FrameTable, piece: BytesIO, pts: Int64Array, offset: int, wanted: range
+    table: FrameTable,
+    piece: BytesIO,
+    pts: Int64Array,
+    offset: int,
+    wanted: range,
+    shrink: Callable[[UInt8Array], UInt8Array],
 ) -> Iterator[tuple[int, UInt8Array] | None]:
     want = _pictures(table, piece, 1)[0]
     reader = decord.VideoReader(piece, num_threads=1)
@@ -72,10 +79,12 @@ def _read(
         if index > offset:
             before, image = image, reader.next().asnumpy()
         if index in wanted:
-            kept.append((index, image))
+            kept.append((index, shrink(image)))
         yield None
-    if len(pts) > 1 and np.array_equal(image, before) and not np.array_equal(*_pictures(table, piece, len(pts))[-2:]):
-        raise DeclinedByDecordError("it lost a picture and repeated another")
+    if len(pts) > 1 and np.array_equal(image, before):
+        last_two = _pictures(table, piece, len(pts))
+        if not np.array_equal(last_two[0], last_two[-1]):
+            raise DeclinedByDecordError("it lost a picture and repeated another")
     del reader
     while kept:
         yield kept.popleft()

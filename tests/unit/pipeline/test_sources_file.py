@@ -64,7 +64,7 @@ def test_manifests(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"# comment\nv/a.mp4\n\n{tmp_path}/v/b.mp4\nf\nhttps://h/c.mp4?x=1\n")
     items = expand([str(tmp_path / "list.txt")])
     assert [i.video_id for i in items] == ["a", "b", "f", "c"]
-    assert [i.uri for i in items][0] == str(tmp_path / "v/a.mp4")
+    assert items[0].uri == str(tmp_path / "v/a.mp4")
     (tmp_path / "list.csv").write_text("video_id,path\nleft,v/a.mp4\nright,v/b.mp4\n", encoding="utf-8-sig")
     assert _ids(tmp_path / "list.csv") == ["left", "right"]
     (tmp_path / "bare.csv").write_text("v/a.mp4\nv/b.mp4,ignored\n")
@@ -133,8 +133,8 @@ def test_fsspec_file_folder_glob_and_reading(tmp_path: Path) -> None:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            del format, args
+        def log_message(self, *args: object) -> None:
+            del args
 
     handler = functools.partial(Quiet, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:

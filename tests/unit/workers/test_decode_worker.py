@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -179,6 +180,30 @@ def test_the_process_dies_with_its_parent(table: FrameTable) -> None:
         parent.wait()
     os.kill(child, signal.SIGCONT)
     assert _gone(child)
+
+
+_STUCK = """
+import sys
+from workers.decode_child import _die_with_parent
+_die_with_parent(int(sys.argv[1]))
+sys.setswitchinterval(1e6)
+print("stuck", flush=True)
+while True:
+    pass
+"""
+
+
+def test_the_process_dies_with_its_parent_even_while_it_holds_the_interpreter_lock() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        arguments = [sys.executable, "-c", _STUCK, str(theirs.fileno())]
+        stuck = subprocess.Popen(arguments, pass_fds=(theirs.fileno(),), stdout=subprocess.PIPE, text=True)
+    with stuck:
+        assert stuck.stdout is not None
+        assert stuck.stdout.readline() == "stuck\n"
+        assert stuck.poll() is None
+        ours.close()
+        assert stuck.wait(20) == -signal.SIGIO
 
 
 def _gone(pid: int, deadline_s: float = 20.0) -> bool:
