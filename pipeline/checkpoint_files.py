@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Weights:
     ) -> dict[str, Tensor]:
         """The tensors under ``prefix``, which is cut off their names; floating point ones become ``dtype``."""
         found: dict[str, Tensor] = {}
-        for name, tensor in self._tensors(n for n in self.where if n.startswith(prefix)):
+        for name, tensor in self.tensors(n for n in self.where if n.startswith(prefix)):
             to = dtype if tensor.is_floating_point() else None
             # A tensor that needs no conversion is still a view of the file's mapping: copy it out.
             found[name[len(prefix) :]] = tensor.to(device=device, dtype=to, copy=True)
@@ -60,13 +60,14 @@ class Weights:
     def digest(self) -> str:
         """SHA-256 over names, dtypes, shapes and bytes in the order of names: equal content, equal digest."""
         total = hashlib.sha256()
-        for name, tensor in self._tensors(sorted(self.where)):
+        for name, tensor in self.tensors(sorted(self.where)):
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             raw: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
             total.update(raw)
         return total.hexdigest()
 
-    def _tensors(self, names: Iterable[str]) -> Iterable[tuple[str, Tensor]]:
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Views of the mapped files: nothing is copied into memory."""
         files: dict[Path, Any] = {}
         for name in names:
             path, inside = self.where[name]

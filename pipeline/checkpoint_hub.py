@@ -14,7 +14,7 @@ from pipeline.errors import ModelError
 
 SAM3_HUB_ID = "facebook/sam3"
 HUB_IDS = {
-    "s0": "yonigozlan/sam3-litetext-s0",
+    "s0": "vil-uob/sam3-litetext-s0",
     "s1": "vil-uob/sam3-litetext-s1",
     "l": "vil-uob/sam3-litetext-l",
     "sam3": SAM3_HUB_ID,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -30,12 +29,11 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import S
 from configs.schema import ModelConfig
 from pipeline.checkpoint_files import DETECTOR, NECK, TRACKER, Shape, Weights, check_fit, scan
 from pipeline.checkpoint_hub import HUB_IDS, SAM3_HUB_ID, find_folder
+from pipeline.checkpoint_text import COUNTED as COUNTED  # part of this module's interface, as is the next
 from pipeline.checkpoint_text import Convention, encode_phrases, text_half
-from pipeline.checkpoint_text import text_parameters as text_parameters  # part of this module's interface
+from pipeline.checkpoint_text import text_parameters as text_parameters
 from pipeline.errors import ModelError, UsageError
 from pipeline.types import Prompts
-
-LOGGER = logging.getLogger("masklet.checkpoints")
 
 VISUAL_PHRASE = "visual"
 """What is encoded when there are boxes and no text (transformers ``Sam3Processor``)."""
@@ -300,7 +298,8 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, folder / name)
-    save_file(checkpoint.weights.read(""), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = checkpoint.weights
+    save_file(dict(weights.tensors(weights.where)), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "README.md").write_text(f"# {checkpoint.name}\n\nWritten by `masklet prepare`. {LICENCE_NOTE}\n")
 
 

@@ -178,7 +178,8 @@ class Sam3LiteTextDetector:
                 self._cache.put(frames[i], state)
             if len(missing) == len(frames):
                 return fresh
-        return torch.cat([s for s in states if s is not None])
+        known = [s for s in states if s is not None]
+        return known[0] if len(known) == 1 else torch.cat(known)
 
     def _detect(self, frames: Sequence[Frame], prompts: Prompts) -> list[Detections]:
         hits = self._hits(self._encode(frames), prompts)
