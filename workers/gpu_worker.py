@@ -35,7 +35,7 @@ class GpuWorker:
     def __init__(self, config: Config, prompts: Prompts) -> None:
         self._config, self._prompts = config, prompts
         self._tracker_class = load_class(TRACKERS, config.tracker.name, "tracker")
-        self._detector, self._parts = _load(config)
+        self._detector, self._parts = load_models(config)
         self.times = StageTimes()
         self.counters: dict[str, int] = {}
         """Of the last video: ``withdrawn``, ``over_budget`` and what else its tracker counted."""
@@ -63,12 +63,19 @@ class GpuWorker:
         self.counters = {k: v for k, v in {"withdrawn": buffer.num_withdrawn, **counted}.items() if v}
 
     def _make_tracker(self, video_id: str) -> Tracker:
-        factory = self._tracker_class
-        if self._parts is None:
-            made: Tracker = factory(self._config.tracker, stream_id=video_id)
-        else:
-            made = factory(self._parts, getattr(self._detector, "features"), self._config.tracker, stream_id=video_id)  # noqa: B009
-        return made
+        return make_tracker(self._config, self._tracker_class, self._detector, self._parts, video_id)
+
+
+def make_tracker(
+    config: Config, tracker_class: Any, detector: Detector, parts: Any, stream_id: str, session: int = 0
+) -> Tracker:
+    """A fresh tracker for one stream; ``parts`` are the model's, ``None`` for a tracker that needs none."""
+    if parts is None:
+        made: Tracker = tracker_class(config.tracker, stream_id=stream_id, session=session)
+    else:
+        features = getattr(detector, "features")  # noqa: B009 - only the SAM3 detector has them
+        made = tracker_class(parts, features, config.tracker, stream_id=stream_id, session=session)
+    return made
 
 
 def load_class(table: dict[str, str], name: str, kind: str) -> Any:
@@ -85,7 +92,7 @@ def load_class(table: dict[str, str], name: str, kind: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def _load(config: Config) -> tuple[Detector, Any]:
+def load_models(config: Config) -> tuple[Detector, Any]:
     """Detector and, for a memory tracker, its model parts."""
     if config.detector.detections is not None:
         return _scripted(config), None

@@ -1,0 +1,297 @@
+"""The tracking loop of ``masklet stream``: cameras in, rows and events out, state saved, commands obeyed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from configs.schema import Config
+from pipeline.errors import MaskletError, UsageError
+from pipeline.live.board import Board
+from pipeline.live.checkpoint import saved_phrases
+from pipeline.live.sinks import Item, Outlet
+from pipeline.sources.live import LiveSource, State
+from pipeline.sources.live_open import CameraSpec
+from pipeline.store import RunWriter, VideoEntry
+from pipeline.types import Prompts
+from workers.camera_worker import Camera, CameraOutput, CameraWorker
+
+LOGGER = logging.getLogger("masklet.live")
+T = TypeVar("T")
+_IDLE_S = 0.05
+_STATUS_EVERY_S = 0.2
+_CLOSE_TIMEOUT_S = 15.0
+
+
+class StreamService:
+    """Runs the cameras of one process. Everything but :meth:`call` happens in the thread that calls :meth:`run`.
+
+    Args:
+        config: the effective configuration.
+        worker: does the tracking.
+        encode: phrases to prompts; called from other threads too.
+        outlets: where rows and events go.
+        board: what the page sees; pictures are kept if it is given.
+        input_size: ``(h, w)`` of the detector's input.
+        run: the run folder, if there is one; state is saved below it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        worker: CameraWorker,
+        encode: Callable[[Sequence[str]], Prompts],
+        outlets: Sequence[Outlet],
+        *,
+        board: Board | None = None,
+        input_size: tuple[int, int] | None = None,
+        run: RunWriter | None = None,
+    ) -> None:
+        self.config, self.worker, self.encode = config, worker, encode
+        self.outlets, self.board, self._input_size, self.run_folder = list(outlets), board, input_size, run
+        self.sources: dict[str, LiveSource] = {}
+        self._wake = threading.Event()
+        self._commands: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        self._wants_pictures = board is not None or any(o.wants_pictures for o in outlets)
+        self._saved_s = self._shown_s = time.monotonic()
+        self._flushing: tuple[threading.Event, list[Callable[[], None]]] | None = None
+        self.last_turn_s = time.monotonic()
+        """When the loop last went round."""
+
+    # -- cameras --------------------------------------------------------------------------------------------------
+
+    def add_camera(self, spec: CameraSpec, phrases: Sequence[str]) -> None:
+        """Follow one more camera; continues its saved state, with the phrases it had then.
+
+        Raises:
+            UsageError: too many cameras, or the id is taken.
+        """
+        if spec.stream_id in self.sources:
+            raise UsageError("a camera of this name runs already", spec.stream_id, "choose another id")
+        if len(self.sources) >= self.config.live.max_cameras:
+            raise UsageError(f"{len(self.sources)} cameras run already", spec.shown, "raise live.max_cameras")
+        folder = self._state_folder(spec.stream_id)
+        phrases = (saved_phrases(folder) if folder else []) or list(phrases)
+        self.add_encoded(spec, self.encode(phrases))
+
+    def add_encoded(self, spec: CameraSpec, prompts: Prompts) -> None:
+        """Follow one more camera, with phrases that are encoded already."""
+        source = LiveSource(spec, self.config.live, self._wake, input_size=self._input_size)
+        source.wants_pictures = self._wants_pictures
+        self.sources[spec.stream_id] = source
+        self._deliver([self.worker.add(spec.stream_id, source, prompts, self._state_folder(spec.stream_id))])
+
+    def _state_folder(self, stream_id: str) -> Path | None:
+        return self.run_folder.folder / "state" / stream_id if self.run_folder is not None else None
+
+    def remove_camera(self, stream_id: str) -> None:
+        """Let a camera go; its rows so far stay."""
+        camera = self.worker.cameras[stream_id]
+        self._deliver([self.worker.remove(stream_id, "the camera was taken off")])
+        source = self.sources.pop(stream_id)
+        if self.run_folder is not None:
+            self.run_folder.manifest.put(self._entry(camera, source))
+        if self.board is not None:
+            self.board.remove(stream_id)
+
+    def set_prompts(self, stream_id: str, prompts: Prompts) -> None:
+        """Look for other phrases on this camera."""
+        self._deliver([self.worker.set_prompts(stream_id, prompts)])
+
+    def pause(self, stream_id: str, is_paused: bool) -> None:
+        """Stop tracking a camera for a while, or go on."""
+        self._deliver([self.worker.pause(stream_id, is_paused)])
+
+    def call(self, command: Callable[[], T], timeout_s: float = 30.0) -> T:
+        """Have the loop execute this between two steps, from any thread; gives its answer or raises its error."""
+        future: Future[T] = Future()
+        self._commands.put((command, future))
+        self._wake.set()
+        return future.result(timeout_s)
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self, stop: threading.Event, *, until_ended: bool = True) -> None:
+        """Track until ``stop`` is set or, with ``until_ended``, every camera has ended or failed."""
+        while not stop.is_set():
+            self.last_turn_s = time.monotonic()
+            self._wake.clear()
+            self._obey()
+            outputs, num_tracked = self.worker.step()
+            self._deliver(outputs)
+            self._look_after()
+            if until_ended and self._all_over():
+                return
+            if num_tracked == 0:
+                self._wake.wait(_IDLE_S)
+
+    def _obey(self) -> None:
+        while True:
+            try:
+                command, future = self._commands.get_nowait()
+            except Empty:
+                return
+            try:
+                future.set_result(command())
+            except Exception as error:
+                future.set_exception(error)
+
+    def _deliver(self, outputs: Sequence[CameraOutput]) -> None:
+        for output in outputs:
+            items: list[Item] = [*output.results, *output.events]
+            for outlet in self.outlets:
+                for item in items:
+                    outlet.put(item)
+            if self.board is not None:
+                self.board.show(output.stream_id, output.results, output.events)
+
+    def _all_over(self) -> bool:
+        return all(s.state in (State.ENDED, State.FAILED) and not len(s.slot) for s in self.sources.values())
+
+    def _look_after(self) -> None:
+        """What is due from time to time."""
+        now_s = time.monotonic()
+        if self.board is not None and now_s - self._shown_s >= _STATUS_EVERY_S:
+            self._shown_s = now_s
+            self._show_status()
+        if self._flushing is not None and self._flushing[0].is_set():
+            self._commit_state(self._flushing[1])
+        if self.run_folder is not None and now_s - self._saved_s >= self.config.live.checkpoint_every_s:
+            self._saved_s = now_s
+            self._begin_save()
+
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def _begin_save(self) -> None:
+        """Write all states; they count when the rows before them are safe."""
+        commits: list[Callable[[], None]] = []
+        for stream_id in self.worker.cameras:
+            try:
+                commits.append(self.worker.save(stream_id))
+            except OSError:
+                LOGGER.exception("%s: its state could not be saved", stream_id)
+        self._flushing = (self.outlets[0].flush(), commits)
+
+    def _commit_state(self, commits: Sequence[Callable[[], None]]) -> None:
+        self._flushing = None
+        try:
+            for commit in commits:
+                commit()
+            self.save_manifest()
+        except OSError:
+            LOGGER.exception("the state could not be saved")
+
+    def save_manifest(self, status: str = "running") -> None:
+        """Bring the run's manifest up to date."""
+        if self.run_folder is None:
+            return
+        for stream_id, camera in self.worker.cameras.items():
+            self.run_folder.manifest.put(self._entry(camera, self.sources[stream_id]))
+        self.run_folder.manifest.status = status
+        self.run_folder.save()
+
+    def _entry(self, camera: Camera, source: LiveSource) -> VideoEntry:
+        height, width = source.source_size or (0, 0)
+        is_done = source.state is State.ENDED
+        entry = VideoEntry(
+            camera.stream_id,
+            source.spec.shown,
+            "done" if is_done else "partial" if camera.stats.tracked else "failed",
+            width,
+            height,
+            num_frames=source.next_index,
+            num_tracked=camera.stats.tracked,
+            num_masklets=camera.linker.num_masklets if camera.linker else 0,
+            decoder="pyav",
+            error=None if is_done else source.error or None,
+        )
+        entry.counters = {k: v for k, v in counters_of(camera, source).items() if v}
+        return entry
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def close(self, *, interrupted: bool) -> None:
+        """Hand out what is held back, save, and finish the sinks."""
+        commits: list[Callable[[], None]] = []
+        for stream_id, source in self.sources.items():
+            if interrupted and source.state not in (State.ENDED, State.FAILED):
+                commits.append(self.worker.save(stream_id))
+                self._deliver([self.worker.suspend(stream_id)])
+                source.state, source.error = State.WAITING, "interrupted"
+            else:
+                self._deliver([self.worker.suspend(stream_id)])
+        for outlet in self.outlets:
+            outlet.close(_CLOSE_TIMEOUT_S)
+        self._commit_state(commits)
+        for source in self.sources.values():
+            source.join(1.0)
+        self.save_manifest("interrupted" if interrupted else "complete")
+
+    # -- what is going on -----------------------------------------------------------------------------------------
+
+    def _show_status(self) -> None:
+        assert self.board is not None  # the caller checked
+        cameras = self.worker.cameras
+        self.board.status = [status_of(cameras[i], source) for i, source in self.sources.items() if i in cameras]
+        self.board.sinks = [
+            {"sink": o.name, "waiting": o.depth, "written": o.num_written, "lost": o.num_lost, "error": o.error}
+            for o in self.outlets
+        ]
+        self.board.is_ready = True
+
+
+def counters_of(camera: Camera, source: LiveSource) -> dict[str, int]:
+    """What was dropped, damaged, taken back or started afresh."""
+    tracker: dict[str, int] = getattr(camera.tracker, "counters", {})
+    counts = camera.linker.counts if camera.linker else {}
+    return {
+        "dropped": source.slot.num_dropped,
+        "corrupt": source.counters.corrupt,
+        "paused": source.counters.paused,
+        "reconnects": source.counters.reconnects,
+        "retracted": counts.get("retracted", 0),
+        "tracking_failures": camera.stats.failures,
+        **tracker,
+    }
+
+
+def status_of(camera: Camera, source: LiveSource) -> dict[str, Any]:
+    """A camera as ``GET /streams`` shows it."""
+    linker, latest = camera.linker, camera.linker.last if camera.linker else (-1, 0.0, 0.0)
+    return {
+        "id": camera.stream_id,
+        "url": source.spec.shown,
+        "state": "paused" if source.is_paused else source.state.value,
+        "error": source.error,
+        "phrases": list(camera.phrases.wanted),
+        "size": list(reversed(source.source_size)) if source.source_size else None,
+        "frame": latest[0],
+        "pts_s": latest[1],
+        "wall_s": latest[2],
+        "fps": round(camera.stats.recent_tracked.rate(), 2),
+        "latency_s": round(camera.stats.recent_latency.mean(), 3),
+        "arrived": source.counters.arrived,
+        "tracked": camera.stats.tracked,
+        "waiting": len(source.slot),
+        **counters_of(camera, source),
+        "session": linker.session if linker else 0,
+        "objects": linker.num_visible if linker else 0,
+        "masklets": linker.num_masklets if linker else 0,
+        "events": dict(linker.counts) if linker else {},
+    }
+
+
+def all_failed(service: StreamService) -> MaskletError | None:
+    """The error to end with, if no camera ever gave a frame."""
+    sources = list(service.sources.values())
+    if any(s.counters.arrived for s in sources) or not sources:
+        return None
+    from pipeline.errors import SourceError
+
+    return SourceError("nothing could be read", sources[0].spec.shown, sources[0].error)

@@ -1,0 +1,241 @@
+"""Where rows and events of live streams go. Every sink works behind a bounded queue in a thread of its own.
+
+Tracking never waits for a sink: when its queue is full, what waited longest is dropped and counted. A sink that fails
+is tried again with the next item. What ``--sink`` takes stands in :data:`SPECS`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Protocol
+
+from pipeline.decode import redact
+from pipeline.errors import UsageError
+from pipeline.live.events import Event, LiveResult
+
+LOGGER = logging.getLogger("masklet.live")
+Item = LiveResult | Event
+SPECS = (
+    "jsonl:-",
+    "jsonl:PATH",
+    "http://URL",
+    "https://URL",
+    "parquet:DIR",
+    "mp4:PATH",
+    "rtsp://HOST/PATH",
+)
+"""What ``--sink`` takes. A ``{id}`` in a path or address stands for the camera's id."""
+_COMPLAIN_EVERY_S = 30.0
+
+
+class LiveSink(Protocol):
+    """Takes what streams give out, in order for each stream. Called from one thread only."""
+
+    wants_pictures: bool
+    """Whether it draws: pictures are only kept for such sinks."""
+
+    def write(self, items: Sequence[Item]) -> int:
+        """Take these; returns how many were lost. May block and may raise ``OSError``: then all of them are lost."""
+        ...
+
+    def flush(self) -> None:
+        """Make safe what was taken."""
+        ...
+
+    def close(self) -> None:
+        """Flush and finish."""
+        ...
+
+
+class Outlet:
+    """A sink with its queue and its thread.
+
+    Args:
+        name: for logs and metrics, without credentials.
+        sink: does the work.
+        capacity: items that may wait.
+        batch: items per call of the sink.
+    """
+
+    def __init__(self, name: str, sink: LiveSink, *, capacity: int, batch: int = 64) -> None:
+        self.name, self._sink, self._capacity, self._batch = name, sink, capacity, batch
+        self._items: deque[Item] = deque()
+        self._changed = threading.Condition()
+        self._flushes: list[threading.Event] = []
+        self._is_closing = False
+        self._complained_s = 0.0
+        self.num_written = 0
+        self.num_lost = 0
+        self.error = ""
+        """Why the last call failed; empty while it works."""
+        self._thread = threading.Thread(target=self._run, name=f"sink-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def wants_pictures(self) -> bool:
+        """Whether the sink draws."""
+        return self._sink.wants_pictures
+
+    @property
+    def depth(self) -> int:
+        """Items that wait."""
+        return len(self._items)
+
+    def put(self, item: Item) -> None:
+        """Queue an item; never blocks."""
+        if isinstance(item, LiveResult) and not self._sink.wants_pictures and item.picture is not None:
+            item = replace(item, picture=None)
+        with self._changed:
+            if len(self._items) >= self._capacity:
+                self._items.popleft()
+                self.num_lost += 1
+            self._items.append(item)
+            self._changed.notify()
+
+    def flush(self) -> threading.Event:
+        """Make safe everything queued so far; the event is set when it is."""
+        done = threading.Event()
+        with self._changed:
+            self._flushes.append(done)
+            self._changed.notify()
+        return done
+
+    def close(self, timeout_s: float) -> None:
+        """Finish; what cannot be written in time is counted as lost."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            with self._changed:
+                lost = len(self._items)
+                self.num_lost += lost
+                self._items.clear()
+            LOGGER.error("sink %s did not finish in %g s; %d items were lost", self.name, timeout_s, lost)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._items or self._flushes or self._is_closing):
+                    self._changed.wait()
+                items = [self._items.popleft() for _ in range(min(self._batch, len(self._items)))]
+                flushes = [] if self._items or items else self._flushes
+                if flushes:
+                    self._flushes = []
+                finished = self._is_closing and not items and not flushes
+            if items:
+                self._write(items)
+            if flushes and self._attempt(self._sink.flush):
+                for done in flushes:
+                    done.set()
+            if finished:
+                self._attempt(self._sink.close)
+                return
+
+    def _write(self, items: list[Item]) -> None:
+        before = self.num_lost
+        try:
+            self.num_lost += self._sink.write(items)
+            self.num_written += len(items) - (self.num_lost - before)
+            self.error = ""
+        except Exception as error:
+            self.num_lost += len(items)
+            self._complain(error)
+            time.sleep(min(0.5, 0.05 * len(items)))
+
+    def _attempt(self, call: Callable[[], None]) -> bool:
+        try:
+            call()
+        except Exception as error:
+            self._complain(error)
+            return False
+        return True
+
+    def _complain(self, error: Exception) -> None:
+        self.error = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+        if time.monotonic() - self._complained_s > _COMPLAIN_EVERY_S or not self._complained_s:
+            self._complained_s = time.monotonic()
+            LOGGER.error("sink %s: %s; %d items lost so far", self.name, self.error, self.num_lost)
+
+
+class JsonlSink:
+    """One JSON object per line: ``"type": "masklet"`` rows with the columns of a run, and ``"type": "event"``.
+
+    ``-`` is stdout. A file is appended to, and opened again when it was moved away (log rotation).
+    """
+
+    wants_pictures = False
+
+    def __init__(self, path: str) -> None:
+        self._path = None if path == "-" else Path(path)
+        self._file: IO[str] | None = None
+
+    def write(self, items: Sequence[Item]) -> int:
+        """Append the rows and events."""
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for item in items for row in _rows(item)]
+        file = self._opened()
+        file.write("".join(lines))
+        file.flush()
+        return 0
+
+    def _opened(self) -> IO[str]:
+        if self._path is None:
+            return sys.stdout
+        if self._file is None or not self._path.exists():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.close()
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - held until close
+        return self._file
+
+    def flush(self) -> None:
+        """Nothing waits here: each write is flushed."""
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _rows(item: Item) -> list[dict[str, object]]:
+    return [item.to_dict()] if isinstance(item, Event) else item.rows()
+
+
+def open_sinks(specs: Sequence[str], *, capacity: int, segment_s: float, rows_per_part: int) -> list[Outlet]:
+    """An outlet for each ``--sink``.
+
+    Raises:
+        UsageError: none of :data:`SPECS`.
+    """
+    return [_open_sink(spec, capacity, segment_s, rows_per_part) for spec in specs]
+
+
+def _open_sink(spec: str, capacity: int, segment_s: float, rows_per_part: int) -> Outlet:
+    from pipeline.live.sink_parquet import ParquetSink
+    from pipeline.live.sink_video import VideoSink
+    from pipeline.live.sink_webhook import WebhookSink
+
+    kind, colon, rest = spec.partition(":")
+    if not colon or not rest:
+        raise UsageError(f"unknown sink {redact(spec)!r}", "--sink", f"choose one of: {', '.join(SPECS)}")
+    name = redact(spec)
+    if kind == "jsonl":
+        return Outlet(name, JsonlSink(rest), capacity=capacity)
+    if kind == "parquet":
+        return Outlet(
+            name, ParquetSink(Path(rest), segment_s=segment_s, rows_per_part=rows_per_part), capacity=capacity
+        )
+    if kind in ("http", "https"):
+        return Outlet(name, WebhookSink(spec), capacity=capacity)
+    if kind == "mp4" or spec.startswith(("rtsp://", "rtsps://")):
+        # Few, because each item holds a picture.
+        return Outlet(name, VideoSink(rest if kind == "mp4" else spec), capacity=min(capacity, 30), batch=1)
+    raise UsageError(f"unknown sink {name!r}", "--sink", f"choose one of: {', '.join(SPECS)}")
