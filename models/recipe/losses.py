@@ -70,7 +70,9 @@ def detection_loss(found: Found, boxes: list[Tensor], masked: Tensor, masks: lis
     positives = max(sum(counts), 1)
     quality = torch.zeros_like(found.logits)
     quality[layer, prompt, query] = iou.detach().clamp(min=0.05).sqrt()
-    weight = torch.where(quality > 0, quality, 0.5 * found.logits.detach().sigmoid() ** 2)  # varifocal (Zhang et al., 2021)
+    weight = torch.where(
+        quality > 0, quality, 0.5 * found.logits.detach().sigmoid() ** 2
+    )  # varifocal (Zhang et al., 2021)
     scores = F.binary_cross_entropy_with_logits(found.logits, quality, reduction="none") * weight
     present = torch.tensor([float(n > 0) for n in counts]).expand(layers, prompts)
     parts = {
@@ -82,12 +84,18 @@ def detection_loss(found: Found, boxes: list[Tensor], masked: Tensor, masks: lis
     if found.masks is None or found.semantic is None:
         return parts
     place = {int(p): j for j, p in enumerate(masked)}
-    final = [(place[int(p)], int(q), int(t)) for k, p, q, t in zip(layer, prompt, query, target, strict=True) if k == layers - 1 and int(p) in place]
+    final = [
+        (place[int(p)], int(q), int(t))
+        for k, p, q, t in zip(layer, prompt, query, target, strict=True)
+        if k == layers - 1 and int(p) in place
+    ]
     if final:
         drawn = torch.stack([found.masks[j, q] for j, q, _ in final])
         wanted = torch.stack([masks[j][t] for j, _, t in final])
         parts["mask"] = 5 * F.binary_cross_entropy_with_logits(drawn, wanted)
         parts["dice"] = 2 * dice(drawn, wanted).mean()
     union = torch.stack([m.sum(0).clamp(max=1) for m in masks])
-    parts["semantic"] = 2 * F.binary_cross_entropy_with_logits(found.semantic, union) + dice(found.semantic, union).mean()
+    parts["semantic"] = (
+        2 * F.binary_cross_entropy_with_logits(found.semantic, union) + dice(found.semantic, union).mean()
+    )
     return parts

@@ -1,4 +1,4 @@
-"""The tiny model: its configuration, a from-scratch start that trains, its tokenizer, and a forward that shares one image.
+"""The tiny model: configuration, a start from scratch that trains, tokenizer, and a forward that shares one image.
 
 The folder layout is the one of every SAM3 video checkpoint: `config.json` is a `Sam3VideoConfig`; the weights are
 `detector_model.*` (`Sam3LiteTextModel`), `tracker_neck.*` (`Sam3VisionNeck` of the tracker's own width) and
@@ -14,7 +14,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, Sam3LiteTextConfig, Sam3LiteTextModel, Sam3TrackerVideoConfig, Sam3VideoConfig
+from transformers import (
+    PreTrainedTokenizerFast,
+    Sam3LiteTextConfig,
+    Sam3LiteTextModel,
+    Sam3TrackerVideoConfig,
+    Sam3VideoConfig,
+)
 from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import inverse_sigmoid
 from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import Sam3TrackerVideoModel
@@ -27,7 +33,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[BOS]")
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the tiny model. `tracker` must be a multiple of 64 above 64: transformers hardcodes 64 memory channels."""
+    """Sizes of the tiny model. `tracker` is a multiple of 64 above 64: transformers hardcodes 64 memory channels."""
 
     image: int = 168
     patch: int = 14
@@ -48,48 +54,55 @@ class Shape:
 
 def vision_config(shape: Shape, width: int) -> dict[str, Any]:
     """A `Sam3VisionConfig` of FPN width `width`; all layers attend globally."""
-    backbone = dict(
-        model_type="sam3_vit_model",
-        hidden_size=shape.vit,
-        intermediate_size=2 * shape.vit,
-        num_hidden_layers=shape.vit_layers,
-        num_attention_heads=4,
-        image_size=shape.image,
-        patch_size=shape.patch,
-        pretrain_image_size=shape.image,
-        window_size=shape.grid,
-        global_attn_indexes=list(range(shape.vit_layers)),
-    )
-    return dict(
-        model_type="sam3_vision_model",
-        fpn_hidden_size=width,
-        scale_factors=[4.0, 2.0, 1.0, 0.5],
-        backbone_feature_sizes=[[k * shape.grid] * 2 for k in (4, 2, 1)],
-        backbone_config=backbone,
-    )
+    backbone = {
+        "model_type": "sam3_vit_model",
+        "hidden_size": shape.vit,
+        "intermediate_size": 2 * shape.vit,
+        "num_hidden_layers": shape.vit_layers,
+        "num_attention_heads": 4,
+        "image_size": shape.image,
+        "patch_size": shape.patch,
+        "pretrain_image_size": shape.image,
+        "window_size": shape.grid,
+        "global_attn_indexes": list(range(shape.vit_layers)),
+    }
+    return {
+        "model_type": "sam3_vision_model",
+        "fpn_hidden_size": width,
+        "scale_factors": [4.0, 2.0, 1.0, 0.5],
+        "backbone_feature_sizes": [[k * shape.grid] * 2 for k in (4, 2, 1)],
+        "backbone_config": backbone,
+    }
 
 
 def detector_config(shape: Shape, vocabulary: int) -> Sam3LiteTextConfig:
     """The detector's configuration; dropout off, since every training picture is new."""
     d = shape.detector
-    detr = dict(hidden_size=d, num_attention_heads=4, intermediate_size=4 * d, dropout=0.0)
+    detr = {"hidden_size": d, "num_attention_heads": 4, "intermediate_size": 4 * d, "dropout": 0.0}
     return Sam3LiteTextConfig(
         vision_config=vision_config(shape, d),
-        text_config=dict(
-            vocab_size=vocabulary,
-            hidden_size=shape.text,
-            intermediate_size=2 * shape.text,
-            projection_dim=shape.text,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=TEXT_LENGTH,
-            layer_scale_init_value=0.1,
-            repmixer_kernel_size=3,
-        ),
-        geometry_encoder_config=dict(hidden_size=d, num_layers=1, num_attention_heads=4, intermediate_size=2 * d, dropout=0.0, roi_size=3),
+        text_config={
+            "vocab_size": vocabulary,
+            "hidden_size": shape.text,
+            "intermediate_size": 2 * shape.text,
+            "projection_dim": shape.text,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "max_position_embeddings": TEXT_LENGTH,
+            "layer_scale_init_value": 0.1,
+            "repmixer_kernel_size": 3,
+        },
+        geometry_encoder_config={
+            "hidden_size": d,
+            "num_layers": 1,
+            "num_attention_heads": 4,
+            "intermediate_size": 2 * d,
+            "dropout": 0.0,
+            "roi_size": 3,
+        },
         detr_encoder_config=dict(**detr, num_layers=2),
         detr_decoder_config=dict(**detr, num_layers=3, num_queries=shape.queries_side**2),
-        mask_decoder_config=dict(hidden_size=d, num_upsampling_stages=2, num_attention_heads=4),
+        mask_decoder_config={"hidden_size": d, "num_upsampling_stages": 2, "num_attention_heads": 4},
     )
 
 
@@ -99,10 +112,20 @@ def tracker_config(shape: Shape) -> Sam3TrackerVideoConfig:
     return Sam3TrackerVideoConfig(
         vision_config=vision_config(shape, c),
         image_size=shape.image,
-        prompt_encoder_config=dict(hidden_size=c, image_size=shape.image, patch_size=shape.patch, mask_input_channels=16),
-        mask_decoder_config=dict(
-            hidden_size=c, mlp_dim=2 * c, num_attention_heads=4, iou_head_hidden_dim=64, iou_head_depth=2, dynamic_multimask_via_stability=False
-        ),
+        prompt_encoder_config={
+            "hidden_size": c,
+            "image_size": shape.image,
+            "patch_size": shape.patch,
+            "mask_input_channels": 16,
+        },
+        mask_decoder_config={
+            "hidden_size": c,
+            "mlp_dim": 2 * c,
+            "num_attention_heads": 4,
+            "iou_head_hidden_dim": 64,
+            "iou_head_depth": 2,
+            "dynamic_multimask_via_stability": False,
+        },
         num_maskmem=shape.memories,
         max_object_pointers_in_encoder=shape.pointers,
         multimask_output_for_tracking=False,
@@ -134,7 +157,7 @@ def video_config(shape: Shape, vocabulary: int) -> Sam3VideoConfig:
 
 # ------------------------------------------------------------------------------------------------ text
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Lower-casing word tokenizer; any other word is [UNK]. [EOS] has the highest id: the text tower pools at argmax."""
+    """Lower-casing word tokenizer; other words are [UNK]. [EOS] has the highest id: the text tower pools at argmax."""
     vocabulary = {w: i for i, w in enumerate((*SPECIAL, *words(), "[EOS]"))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -143,7 +166,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         single="[BOS] $A [EOS]", special_tokens=[(t, vocabulary[t]) for t in ("[BOS]", "[EOS]")]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]", model_max_length=TEXT_LENGTH
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        model_max_length=TEXT_LENGTH,
     )
 
 
@@ -155,9 +183,12 @@ class Phrases:
         self._ids: dict[str, list[int]] = {}
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask of each phrase, padded and cut to 32 tokens."""
         for text in texts:
             if text not in self._ids:
-                self._ids[text] = self.tokenizer(text, padding="max_length", max_length=TEXT_LENGTH, truncation=True).input_ids
+                self._ids[text] = self.tokenizer(
+                    text, padding="max_length", max_length=TEXT_LENGTH, truncation=True
+                ).input_ids
         ids = torch.tensor([self._ids[t] for t in texts])
         return ids, (ids != 0).long()
 
@@ -241,7 +272,7 @@ def training_mode(model: nn.Module) -> None:
 
 
 class TokenHeads(nn.Module):
-    """Training-only supervision of the image tokens: area share of each colour and shape, and the covering thing's box."""
+    """Training-only readout of the image tokens: area share of each colour and shape, and the covering thing's box."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -249,7 +280,7 @@ class TokenHeads(nn.Module):
         self.box = nn.Linear(shape.vit, 4)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens [B,N,C] -> name logits [B,N,colours+shapes], left/top/right/bottom distances [B,N,4] (x4, 0-1 frame)."""
+        """tokens [B,N,C] -> name logits [B,N,colours+shapes] and 4 x left/top/right/bottom distances [B,N,4]."""
         normal = F.layer_norm(tokens, tokens.shape[-1:])
         return self.names(normal), self.box(normal)
 
@@ -257,7 +288,7 @@ class TokenHeads(nn.Module):
 # ------------------------------------------------------------------------------------------------ forward
 @dataclass
 class Found:
-    """What the detector says about P prompts: L layers, Q queries; boxes cxcywh 0-1; masks and semantic for `masked` only."""
+    """What the detector says: boxes [L,P,Q,4] cxcywh 0-1, logits [L,P,Q], presence [L,P]; masks of `masked` prompts."""
 
     boxes: Tensor
     logits: Tensor
@@ -266,7 +297,9 @@ class Found:
     semantic: Tensor | None = None
 
 
-def encode_exemplars(model: Sam3LiteTextModel, fpn: list[Tensor], pos: list[Tensor], boxes: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+def encode_exemplars(
+    model: Sam3LiteTextModel, fpn: list[Tensor], pos: list[Tensor], boxes: Tensor, owner: Tensor
+) -> tuple[Tensor, Tensor]:
     """Box prompts [E,4] cxcywh on images `owner` [E] -> prompt tokens [E,2,d] and mask [E,2]."""
     ones = torch.ones(len(boxes), 1, dtype=torch.long)
     out = model.geometry_encoder(
@@ -302,7 +335,9 @@ def detect(
         text = torch.cat([text, text.new_zeros(len(text), 2, text.shape[-1]).index_copy(0, exemplars[0], tokens)], 1)
         mask = torch.cat([mask, mask.new_zeros(len(text), 2).index_copy(0, exemplars[0], valid.bool())], 1)
     here = pos[2][:1].expand(len(owner), -1, -1, -1)
-    encoded = model.detr_encoder(vision_features=[fpn[2][owner]], text_features=text, vision_pos_embeds=[here], text_mask=mask)
+    encoded = model.detr_encoder(
+        vision_features=[fpn[2][owner]], text_features=text, vision_pos_embeds=[here], text_mask=mask
+    )
     decoded = model.detr_decoder(
         vision_features=encoded.last_hidden_state,
         text_features=text,

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.recipe.vocabulary import ANY, COLOURS, HELD_OUT, N_COLOURS, N_SHAPES, SHAPES, Query, phrase
+from models.recipe.vocabulary import HELD_OUT, N_COLOURS, N_SHAPES, SHAPES, Query, phrase
 
 cv2.setNumThreads(1)
 Rng = np.random.Generator
@@ -59,7 +59,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A finished picture: image [S,S,3] uint8 RGB, ids [S,S] uint8 (0 = background, i+1 = things[i]), boxes [n,4] xyxy 0-1."""
+    """A picture: image [S,S,3] uint8 RGB, ids [S,S] uint8 (0 background, i+1 = things[i]), boxes [n,4] xyxy 0-1."""
 
     image: U8
     ids: U8
@@ -92,7 +92,20 @@ def _outline(shape: str) -> F32:
         return _ngon(10, -np.pi / 2) * np.where(np.arange(10) % 2, 0.48, 1.2)[:, None]
     if shape == "cross":
         w = 0.34
-        quarter = [[-w, -1], [w, -1], [w, -w], [1, -w], [1, w], [w, w], [w, 1], [-w, 1], [-w, w], [-1, w], [-1, -w], [-w, -w]]
+        quarter = [
+            [-w, -1],
+            [w, -1],
+            [w, -w],
+            [1, -w],
+            [1, w],
+            [w, w],
+            [w, 1],
+            [-w, 1],
+            [-w, w],
+            [-1, w],
+            [-1, -w],
+            [-w, -w],
+        ]
         return np.array(quarter) * 1.05
     if shape == "heart":
         a = np.linspace(0, 2 * np.pi, 40, endpoint=False)
@@ -167,7 +180,9 @@ def _print_mark(canvas: F32, t: Thing, window: tuple[slice, slice]) -> F32:
     stamp = np.zeros(canvas.shape[:2], np.uint8)
     origin = (int(t.x - window[1].start - 0.45 * t.radius), int(t.y - window[0].start + 0.45 * t.radius))
     letter = chr(65 + int(rng.integers(26)))
-    cv2.putText(stamp, letter, origin, cv2.FONT_HERSHEY_SIMPLEX, t.radius / 22, 255, max(1, int(t.radius / 8)), cv2.LINE_AA)
+    cv2.putText(
+        stamp, letter, origin, cv2.FONT_HERSHEY_SIMPLEX, t.radius / 22, 255, max(1, int(t.radius / 8)), cv2.LINE_AA
+    )
     pale = np.float32(rng.uniform(200, 245))
     a = stamp[..., None].astype(np.float32) / 255
     if rng.random() < 0.5:  # coloured letter on a pale face
@@ -225,7 +240,9 @@ def _muted(rng: Rng, low: float = 25, high: float = 200) -> F32:
 
 
 def _noise(rng: Rng, size: int, cells: int, amplitude: float) -> F32:
-    grid = amplitude * rng.standard_normal((cells, cells, 1)) + 0.35 * amplitude * rng.standard_normal((cells, cells, 3))
+    grid = amplitude * rng.standard_normal((cells, cells, 1)) + 0.35 * amplitude * rng.standard_normal(
+        (cells, cells, 3)
+    )
     return cv2.resize(grid.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
 
 
@@ -317,7 +334,11 @@ def sample_thing(rng: Rng, colour: int, shape: int, squash: tuple[float, float],
         rotation += np.pi
     own = rng.uniform(0.85, 1.18, 2) * (np.array([0.85, 1.0]) if name == "cup" else 1.0)
     radius = _sample_extent(rng) * size / 2
-    x, y = rng.uniform(-0.25 * radius, size + 0.25 * radius, 2) if rng.random() < 0.25 else rng.uniform(radius, size - radius, 2)
+    x, y = (
+        rng.uniform(-0.25 * radius, size + 0.25 * radius, 2)
+        if rng.random() < 0.25
+        else rng.uniform(radius, size - radius, 2)
+    )
     return Thing(
         colour=colour,
         shape=shape,
@@ -353,8 +374,14 @@ def sample_pairs(rng: Rng, held_out: bool, rivals: bool) -> list[tuple[int, int]
     if not rivals:
         colours = rng.choice(N_COLOURS, int(rng.integers(2, 5)), replace=False)
         shapes = rng.choice(N_SHAPES, int(rng.integers(2, 5)), replace=False)
-        try_pairs = [_random_pair(rng, list(colours), list(range(N_SHAPES)) if i > 8 else list(shapes), held_out) for i in range(int(rng.integers(0, 9)))] \
-            if _has_allowed(colours, shapes, held_out) else []
+        try_pairs = (
+            [
+                _random_pair(rng, list(colours), list(range(N_SHAPES)) if i > 8 else list(shapes), held_out)
+                for i in range(int(rng.integers(0, 9)))
+            ]
+            if _has_allowed(colours, shapes, held_out)
+            else []
+        )
         return try_pairs
     if held_out:
         choices = sorted(HELD_OUT)
@@ -365,7 +392,10 @@ def sample_pairs(rng: Rng, held_out: bool, rivals: bool) -> list[tuple[int, int]
     same_shape = _random_pair(rng, [v for v in range(N_COLOURS) if v != c], [s], held_out)
     colours, shapes = [c, same_shape[0]], [s, same_colour[1]]
     extra_colour, extra_shape = int(rng.integers(N_COLOURS)), int(rng.integers(N_SHAPES))
-    more = [_pair_or(rng, [*colours, extra_colour], [*shapes, extra_shape], held_out) for _ in range(int(rng.integers(0, 4)))]
+    more = [
+        _pair_or(rng, [*colours, extra_colour], [*shapes, extra_shape], held_out)
+        for _ in range(int(rng.integers(0, 4)))
+    ]
     twin = [(c, s)] if rng.random() < 0.35 else []
     return [(c, s), same_colour, same_shape, *twin, *more]
 
@@ -388,7 +418,9 @@ def place_things(rng: Rng, pairs: Sequence[tuple[int, int]], size: int = SIZE) -
                 t = replace(t, radius=min(t.radius, 0.11 * size))
             mask = coverage(t, size) > 127
             area = int(mask.sum())
-            if area < MIN_PIXELS or area < 0.4 * 2.2 * t.radius**2 * t.stretch[0] * t.stretch[1] * (0.6 if shape == 5 else 1):
+            if area < MIN_PIXELS or area < 0.4 * 2.2 * t.radius**2 * t.stretch[0] * t.stretch[1] * (
+                0.6 if shape == 5 else 1
+            ):
                 continue
             if all((view & ~mask).sum() > 0.45 * whole for view, whole in kept):
                 kept = [(view & ~mask, whole) for view, whole in kept] + [(mask, area)]
@@ -469,7 +501,7 @@ def absent_queries(scene: Scene, held_out: bool) -> dict[str, list[Query]]:
     missing = [p for p in missing if (p in HELD_OUT) == held_out]
     near = [Query(c, s) for c, s in missing if c in colours and s in shapes]
     return {
-        "right colour, wrong shape": [q for q in near] + [Query(c, s) for c, s in missing if c in colours and s not in shapes],
+        "right colour, wrong shape": list(near) + [Query(c, s) for c, s in missing if c in colours and s not in shapes],
         "right shape, wrong colour": [Query(c, s) for c, s in missing if s in shapes and c not in colours] + near,
         "absent colour": [Query(colour=c) for c in range(N_COLOURS) if c not in colours]
         + [Query(c, s) for c, s in missing if c not in colours],
@@ -477,7 +509,13 @@ def absent_queries(scene: Scene, held_out: bool) -> dict[str, list[Query]]:
     }
 
 
-_ABSENT_WEIGHTS = {"right colour, wrong shape": 0.42, "right shape, wrong colour": 0.2, "absent colour": 0.1, "absent shape": 0.16, "unknown noun": 0.12}
+_ABSENT_WEIGHTS = {
+    "right colour, wrong shape": 0.42,
+    "right shape, wrong colour": 0.2,
+    "absent colour": 0.1,
+    "absent shape": 0.16,
+    "unknown noun": 0.12,
+}
 
 
 def sample_absent(rng: Rng, scene: Scene) -> Query:
@@ -506,7 +544,18 @@ def sample_queries(rng: Rng, scene: Scene) -> list[Query]:
 
 def soft_masks(scene: Scene, resolution: int) -> F32:
     """Area-averaged masks [n,r,r] of a scene's things, 0-1."""
-    return np.stack([cv2.resize((scene.ids == i + 1).astype(np.float32), (resolution, resolution), interpolation=cv2.INTER_AREA) for i in range(len(scene.things))]) if scene.things else np.zeros((0, resolution, resolution), np.float32)
+    return (
+        np.stack(
+            [
+                cv2.resize(
+                    (scene.ids == i + 1).astype(np.float32), (resolution, resolution), interpolation=cv2.INTER_AREA
+                )
+                for i in range(len(scene.things))
+            ]
+        )
+        if scene.things
+        else np.zeros((0, resolution, resolution), np.float32)
+    )
 
 
 def main() -> None:

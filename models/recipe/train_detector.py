@@ -7,9 +7,6 @@ for shapes before the encoder can tell them apart. `phrases`: everything togethe
 """
 
 import argparse
-import copy
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Sam3LiteTextModel
 
 from models.recipe import scenes
+from models.recipe.loop import Average, Clock, Means, descend, schedule
 from models.recipe.losses import detection_loss, to_cxcywh
 from models.recipe.net import Phrases, Shape, TokenHeads, build_detector, detect, to_pixels, training_mode, warm_start
 from models.recipe.vocabulary import EXEMPLAR_TEXT, N_COLOURS, N_SHAPES, phrase
@@ -45,7 +43,7 @@ class Batch:
 
 
 def token_targets(items: list[scenes.Scene], grid: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What each image token covers: name shares [B,N,K], distances to the covering thing's box [B,N,4], weight [B,N]."""
+    """What each image token covers: name shares [B,N,K], distances to the thing's box [B,N,4], weight [B,N]."""
     names = np.zeros((len(items), grid, grid, N_COLOURS + N_SHAPES), np.float32)
     ltrb = np.zeros((len(items), grid, grid, 4), np.float32)
     covered = np.zeros((len(items), grid, grid), np.float32)
@@ -61,7 +59,9 @@ def token_targets(items: list[scenes.Scene], grid: int) -> tuple[Tensor, Tensor,
         box = item.boxes[share.argmax(0)]
         covered[b] = share.max(0)
         ltrb[b] = 4 * np.stack([x - box[..., 0], y - box[..., 1], box[..., 2] - x, box[..., 3] - y], -1)
-    return tuple(torch.from_numpy(a.reshape(len(items), grid * grid, *a.shape[3:])) for a in (names.clip(0, 1), ltrb, covered))  # type: ignore[return-value]
+    return tuple(
+        torch.from_numpy(a.reshape(len(items), grid * grid, *a.shape[3:])) for a in (names.clip(0, 1), ltrb, covered)
+    )  # type: ignore[return-value]
 
 
 def compose(rng: np.random.Generator, count: int, shape: Shape, exemplar_share: float, prompts: bool = True) -> Batch:
@@ -103,7 +103,13 @@ class Scenes(IterableDataset[Batch]):
     """An endless stream of batches; `seed` names the stream."""
 
     def __init__(self, seed: int, count: int, shape: Shape, exemplar_share: float, prompts: bool) -> None:
-        self.seed, self.count, self.shape, self.exemplar_share, self.prompts = seed, count, shape, exemplar_share, prompts
+        self.seed, self.count, self.shape, self.exemplar_share, self.prompts = (
+            seed,
+            count,
+            shape,
+            exemplar_share,
+            prompts,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         rng = np.random.default_rng([self.seed, 1])
@@ -115,16 +121,23 @@ def token_loss(heads: TokenHeads, tokens: Tensor, batch: Batch) -> dict[str, Ten
     """Cross-entropy of the names and L1 of the boxes that image tokens read."""
     names, ltrb = heads(tokens)
     off = ((ltrb - batch.ltrb).abs().sum(-1) * batch.covered).sum() / batch.covered.sum().clamp(min=1)
-    return {"names": F.binary_cross_entropy_with_logits(names, batch.names, reduction="none").sum(-1).mean(), "ltrb": off}
+    return {
+        "names": F.binary_cross_entropy_with_logits(names, batch.names, reduction="none").sum(-1).mean(),
+        "ltrb": off,
+    }
 
 
 @torch.no_grad()
-def name_accuracy(model: Sam3LiteTextModel, heads: TokenHeads, shape: Shape, count: int = 96, seed: int = 4242) -> tuple[float, float]:
-    """Share of held-out things whose colour and whose shape the image tokens name rightly: the gate between the stages."""
+def name_accuracy(
+    model: Sam3LiteTextModel, heads: TokenHeads, shape: Shape, count: int = 96, seed: int = 4242
+) -> tuple[float, float]:
+    """Share of held-out things whose colour and whose shape the tokens name rightly: the gate between the stages."""
     rng, right = np.random.default_rng([seed, 0]), []
     for _ in range(count // 12):
         items = [scenes.sample_scene(rng, size=shape.image) for _ in range(12)]
-        votes = heads(model.vision_encoder.backbone(to_pixels(np.stack([i.image for i in items]))).last_hidden_state)[0].sigmoid()
+        votes = heads(model.vision_encoder.backbone(to_pixels(np.stack([i.image for i in items]))).last_hidden_state)[
+            0
+        ].sigmoid()
         for item, vote in zip(items, votes, strict=True):
             for mask, thing in zip(torch.from_numpy(scenes.soft_masks(item, shape.grid)), item.things, strict=True):
                 v = (vote * mask.reshape(-1, 1)).sum(0)
@@ -139,25 +152,24 @@ def parameter_groups(model: Sam3LiteTextModel, heads: TokenHeads, stage: str, vi
     if stage == "names":
         named = list(backbone.named_parameters(prefix="backbone"))
     else:  # the last FPN level and the pooled text projection are never used by the detector
-        named = [(n, p) for n, p in model.named_parameters() if "fpn_layers.3" not in n and "text_encoder.projection" not in n]
+        named = [
+            (n, p)
+            for n, p in model.named_parameters()
+            if "fpn_layers.3" not in n and "text_encoder.projection" not in n
+        ]
     named += list(heads.named_parameters(prefix="heads"))
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, p in named:
         decays = p.dim() > 1 and "embed" not in name and "reference" not in name
         groups.setdefault((decays, "backbone" in name and stage != "names"), []).append(p)
-    return [dict(params=ps, weight_decay=0.05 if d else 0.0, scale=vit_scale if v else 1.0) for (d, v), ps in groups.items()]
+    return [
+        {"params": ps, "weight_decay": 0.05 if d else 0.0, "scale": vit_scale if v else 1.0}
+        for (d, v), ps in groups.items()
+    ]
 
 
-def schedule(step: int, warmup: int, progress: float) -> float:
-    """Linear warm-up, then a cosine over the wall clock down to 1 % of the rate."""
-    return min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
-
-
-def train(args: argparse.Namespace) -> None:
-    """Run one stage and leave the averaged weights in `args.out`, refreshed every few minutes."""
-    torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
-    shape = Shape()
+def _start(args: argparse.Namespace, shape: Shape) -> tuple[Sam3LiteTextModel, TokenHeads]:
+    """A fresh, warm-started or resumed model in training mode."""
     model, heads = build_detector(shape), TokenHeads(shape)
     if args.start:
         warm_start(model, Path(args.start))
@@ -166,52 +178,66 @@ def train(args: argparse.Namespace) -> None:
         model.load_state_dict(saved["model"])
         heads.load_state_dict(saved["heads"])
     training_mode(model)
+    return model, heads
+
+
+def names_losses(model: Sam3LiteTextModel, heads: TokenHeads, batch: Batch) -> dict[str, Tensor]:
+    """First stage: the image encoder alone."""
+    return token_loss(heads, model.vision_encoder.backbone(to_pixels(batch.images)).last_hidden_state, batch)
+
+
+def phrases_losses(
+    model: Sam3LiteTextModel, heads: TokenHeads, batch: Batch, phrases: Phrases, token_weight: float, with_masks: bool
+) -> dict[str, Tensor]:
+    """Second stage: detection on every prompt, masks on one prompt per image, the first stage's loss as a helper."""
+    vision = model.vision_encoder(to_pixels(batch.images))
+    masked = batch.masked if with_masks else batch.masked[:0]
+    found = detect(model, vision, batch.owner, *phrases(batch.texts), masked, batch.exemplars)
+    parts = detection_loss(found, batch.boxes, masked, batch.masks)
+    helper = token_loss(heads, vision.last_hidden_state, batch)
+    return parts | {name: token_weight * value for name, value in helper.items()}
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run one stage and leave the averaged weights in `args.out`, refreshed every few minutes."""
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    shape, names_only = Shape(), args.stage == "names"
+    model, heads = _start(args, shape)
     groups = parameter_groups(model, heads, args.stage, args.vit_scale)
     params = [p for g in groups for p in g["params"]]
     optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98), fused=True)
-    average, average_heads = copy.deepcopy(model).eval(), copy.deepcopy(heads)
-    pairs = list(zip([*average.parameters(), *average_heads.parameters()], [*model.parameters(), *heads.parameters()], strict=True))
-    data = Scenes(args.seed, args.batch, shape, args.exemplars, args.stage != "names")
+    average = Average(params, keep=0.998, slowness=20)
+    data = Scenes(args.seed, args.batch, shape, args.exemplars, not names_only)
     stream = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=12))
-    phrases, logged = Phrases(), dict[str, float]()
-    start = saved_at = printed_at = time.time()
-    step, progress = 0, 0.0
-    while progress < 1:
+    phrases, means, clock, step = Phrases(), Means(), Clock(args.minutes), 0
+    while clock.progress < 1:
         batch = next(stream)
-        pixels = to_pixels(batch.images)
-        if args.stage == "names":
-            parts = token_loss(heads, model.vision_encoder.backbone(pixels).last_hidden_state, batch)
+        if names_only:
+            parts = names_losses(model, heads, batch)
         else:
-            vision = model.vision_encoder(pixels)
-            masked = batch.masked if step % args.mask_every == 0 else batch.masked[:0]
-            found = detect(model, vision, batch.owner, *phrases(batch.texts), masked, batch.exemplars)
-            parts = detection_loss(found, batch.boxes, masked, batch.masks)
-            parts |= {k: args.token_weight * v for k, v in token_loss(heads, vision.last_hidden_state, batch).items()}
-        loss = torch.stack(list(parts.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(params, args.clip))
-        progress = (time.time() - start) / 60 / args.minutes
-        for group in optimizer.param_groups:
-            group["lr"] = args.rate * group["scale"] * schedule(step, args.warmup, progress)
-        if math.isfinite(norm):
-            optimizer.step()
+            parts = phrases_losses(model, heads, batch, phrases, args.token_weight, step % args.mask_every == 0)
+        rate = args.rate * schedule(step, args.warmup, clock.progress)
+        norm = descend(torch.stack(list(parts.values())).sum(), optimizer, params, rate, args.clip)
         step += 1
-        keep = min(0.998, (1 + step) / (20 + step))
-        with torch.no_grad():
-            for slow, fast in pairs:
-                slow.lerp_(fast, 1 - keep)
-        for name, value in parts.items():
-            logged[name] = 0.97 * logged.get(name, float(value)) + 0.03 * float(value)
-        if time.time() - printed_at > 30 or progress >= 1:
-            printed_at = time.time()
-            terms = " ".join(f"{k} {v:.3f}" for k, v in logged.items())
-            print(f"step {step} images {step * args.batch} t {printed_at - start:.0f}s norm {norm:.1f} {terms}", flush=True)
-        if time.time() - saved_at > args.save_seconds or progress >= 1:
-            torch.save(dict(model=average.state_dict(), heads=average_heads.state_dict()), args.out)
-            colour, form = name_accuracy(average, average_heads, shape)
-            print(f"SAVED step {step} named rightly: colour {colour:.3f} shape {form:.3f}", flush=True)
-            saved_at = time.time()
+        average.follow(step)
+        means.add(parts)
+        if clock.due("print", 30):
+            print(f"step {step} images {step * args.batch} t {clock.elapsed:.0f}s norm {norm:.1f} {means}", flush=True)
+        if clock.due("save", args.save_seconds):
+            with average:
+                _save(model, heads, shape, Path(args.out))
+    with average:
+        _save(model, heads, shape, Path(args.out))
+
+
+def _save(model: Sam3LiteTextModel, heads: TokenHeads, shape: Shape, path: Path) -> None:
+    """Write a checkpoint and say how well the image tokens name held-out things."""
+    torch.save({"model": model.state_dict(), "heads": heads.state_dict()}, path)
+    model.eval()
+    colour, form = name_accuracy(model, heads, shape)
+    training_mode(model)
+    print(f"SAVED {path}; named rightly: colour {colour:.3f} shape {form:.3f}", flush=True)
 
 
 def main() -> None:

@@ -10,7 +10,16 @@ N_COLOURS, N_SHAPES = len(COLOURS), len(SHAPES)
 ANY = -1
 
 # The first word of each row is the canonical one; plurals are derived by `plural`.
-COLOUR_WORDS = (("red", "crimson"), ("orange",), ("yellow",), ("green",), ("cyan", "turquoise"), ("blue",), ("purple", "violet"), ("white",))
+COLOUR_WORDS = (
+    ("red", "crimson"),
+    ("orange",),
+    ("yellow",),
+    ("green",),
+    ("cyan", "turquoise"),
+    ("blue",),
+    ("purple", "violet"),
+    ("white",),
+)
 SHAPE_WORDS = (
     ("circle", "ball", "disc", "disk", "sphere", "dot"),
     ("square", "box", "block", "cube"),
@@ -25,7 +34,20 @@ ANY_WORDS = ("object", "thing", "shape", "item")
 SMALL_WORDS, BIG_WORDS = ("small", "little", "tiny"), ("big", "large")
 FILLERS = ("a", "an", "the", "any", "every", "all")
 EXEMPLAR_TEXT = "visual"  # what SAM3's processor types when only a box is given
-UNKNOWN_NOUNS = ("dog", "car", "person", "tree", "zebra", "laptop", "bottle", "chair", "cat", "bird", "bicycle", "banana")
+UNKNOWN_NOUNS = (
+    "dog",
+    "car",
+    "person",
+    "tree",
+    "zebra",
+    "laptop",
+    "bottle",
+    "chair",
+    "cat",
+    "bird",
+    "bicycle",
+    "banana",
+)
 
 # Colour-shape pairs that no training scene shows and no training phrase names: the compositional hold-out.
 HELD_OUT = frozenset(
@@ -80,7 +102,7 @@ def word_table() -> dict[str, str]:
         for word in row:
             table[word] = row[0]
             table[plural(word)] = plural(row[0])
-    table |= {w: SMALL_WORDS[0] for w in SMALL_WORDS} | {w: BIG_WORDS[0] for w in BIG_WORDS}
+    table |= dict.fromkeys(SMALL_WORDS, SMALL_WORDS[0]) | dict.fromkeys(BIG_WORDS, BIG_WORDS[0])
     table |= {w: "the" if w not in ("a", "any") else w for w in FILLERS}
     return table | {EXEMPLAR_TEXT: "object"}
 

@@ -1,0 +1,149 @@
+"""Measure identities: the memory tracker alone from a given first mask, and the whole pipeline on encoded clips."""
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.recipe import train_tracker
+from models.recipe.clips import Clip, encode, evaluation_clip, evaluation_set
+from models.recipe.net import Shape, Tiny
+
+MIN_VISIBLE = 60  # pixels of a 480x270 frame below which a thing counts as hidden
+Ids = NDArray[np.int64]
+Masks = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One clip under one tracker: per frame the true ids, the found ids and their mask IoU [true, found]."""
+
+    category: str
+    true: list[Ids]
+    found: list[Ids]
+    iou: list[NDArray[np.float64]]
+
+
+# ------------------------------------------------------------------------------------------------ memory tracker alone
+def memory_table(tiny: Tiny, batches: int = 10) -> dict[str, float]:
+    """Mean IoU over visible frames of 10-frame training-like clips of a held-out seed, the first mask given."""
+    shape = Shape(image=tiny.config.tracker_config.image_size)
+    rng = np.random.default_rng([777, 9])
+    tracks = [train_tracker.sample_tracks(rng, 4, 10, 2, shape) for _ in range(batches)]
+    decoder = tiny.tracker.mask_decoder
+
+    class Neck(torch.nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            levels = tiny.neck(x)[0]
+            return [decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1]), levels[2]]
+
+    unroll = train_tracker.Unroll(tiny.tracker, tiny.neck, shape)
+    figures = train_tracker.evaluate(unroll, tiny.detector.vision_encoder.backbone, Neck(), tracks, shape)
+    by_frame = figures.pop("by_frame")
+    assert isinstance(by_frame, list)
+    table = {k: float(v) for k, v in figures.items() if not isinstance(v, list)}
+    return table | {f"miou in frame {t}": v for t, v in enumerate(by_frame, start=1)}
+
+
+# ------------------------------------------------------------------------------------------------ pipeline
+def _ious(a: Masks, b: Masks) -> NDArray[np.float64]:
+    """Mask IoU [n,m] of [n,H,W] and [m,H,W]."""
+    x, y = (v.reshape(len(v), int(np.prod(v.shape[1:]))).astype(np.float32) for v in (a, b))
+    overlap = x @ y.T
+    return np.asarray(overlap / np.maximum(x.sum(1)[:, None] + y.sum(1)[None] - overlap, 1), dtype=np.float64)
+
+
+def _truth(clip: Clip, frame: int) -> tuple[Ids, Masks]:
+    """Ids and masks of the targets that are visible in a frame."""
+    masks = np.stack([clip.ids[frame] == i + 1 for i in range(len(clip.targets))])
+    seen = masks.sum((1, 2)) >= MIN_VISIBLE
+    return np.flatnonzero(seen), masks[seen]
+
+
+def score(clip: Clip, frames: Sequence[tuple[Ids, Masks]]) -> Scored:
+    """Compare what was found (ids, masks per frame) with the truth of the clip."""
+    truths = [_truth(clip, t) for t in range(len(frames))]
+    ious = [_ious(masks, found) for (_, masks), (_, found) in zip(truths, frames, strict=True)]
+    return Scored(clip.category, [ids for ids, _ in truths], [ids for ids, _ in frames], ious)
+
+
+def run_pipeline(
+    clip: Clip, path: Path, model: Path, tracker: str, options: Sequence[str] = ()
+) -> list[tuple[Ids, Masks]]:
+    """`masklet track` on an encoded clip: ids and full-size masks per frame."""
+    from pipeline import track
+
+    results = track(str(path), text=[clip.phrase], model=str(model), tracker=tracker, device="cpu", set=list(options))
+    frames = {r.index: (r.masklet_id.astype(np.int64), r.masks()) for r in results}
+    empty = (np.zeros(0, np.int64), np.zeros((0, *clip.ids.shape[1:]), bool))
+    return [frames.get(t, empty) for t in range(len(clip.images))]
+
+
+def copy_last(frames: Sequence[tuple[Ids, Masks]]) -> list[tuple[Ids, Masks]]:
+    """The baseline that finds things once and then copies their last masks for ever."""
+    first = next((f for f in frames if len(f[0])), frames[0])
+    return [first] * len(frames)
+
+
+def _dominant(scored: Scored, target: int, frames: Sequence[int]) -> int:
+    """The found id that covers the target (IoU 0.5) in most of these frames, -1 without any."""
+    votes: dict[int, int] = defaultdict(int)
+    for t in frames:
+        for row in np.flatnonzero(scored.true[t] == target):
+            if scored.iou[t].shape[1] and scored.iou[t][row].max() >= 0.5:
+                votes[int(scored.found[t][scored.iou[t][row].argmax()])] += 1
+    return max(votes, key=lambda k: votes[k], default=-1)
+
+
+def kept_after_occlusion(scored: Scored, target: int = 1) -> bool:
+    """Whether the passing thing has the same id before and after it is out of sight."""
+    hidden = [t for t, ids in enumerate(scored.true) if target not in ids]
+    before = _dominant(scored, target, range(hidden[0]))
+    return before != -1 and before == _dominant(scored, target, range(hidden[-1] + 1, len(scored.true)))
+
+
+def summarise(scored: Sequence[Scored], name: str) -> dict[str, float]:
+    """HOTA, IDF1 and identity switches over clips."""
+    from pipeline.evaluate.clear import clear, combine_clear
+    from pipeline.evaluate.hota import combine_hota, hota
+    from pipeline.evaluate.identity import combine_identity, identity
+
+    parts = [(s.true, s.found, s.iou) for s in scored]
+    ids = combine_identity([identity(*p) for p in parts])
+    return {
+        f"{name} HOTA": combine_hota([hota(*p) for p in parts]).hota,
+        f"{name} IDF1": 2 * ids.idtp / max(2 * ids.idtp + ids.idfn + ids.idfp, 1),
+        f"{name} identity switches": float(combine_clear([clear(*p) for p in parts]).id_switches),
+    }
+
+
+def pipeline_table(model: Path, count: int = 50, options: Sequence[str] = ()) -> dict[str, float]:
+    """All tracking figures; look-alike clips also under box association and under copying the last mask."""
+    ours, boxes, copies = [], [], []
+    seconds, frames = 0.0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, category in evaluation_set(count):
+            clip, path = evaluation_clip(seed, category), Path(folder) / f"{seed}.mp4"
+            encode(clip, path)
+            start = time.perf_counter()
+            found = run_pipeline(clip, path, model, "sam3_memory", options)
+            seconds, frames = seconds + time.perf_counter() - start, frames + len(found)
+            ours.append(score(clip, found))
+            if category == "look-alike":
+                boxes.append(score(clip, run_pipeline(clip, path, model, "bytetrack", options)))
+                copies.append(score(clip, copy_last(found)))
+    table = summarise(ours, "all clips")
+    for category in ("crossing", "occlusion", "look-alike"):
+        table |= summarise([s for s in ours if s.category == category], category)
+    table |= summarise(boxes, "look-alike, box association") | summarise(copies, "look-alike, copy the last mask")
+    table["identity kept after occlusion"] = float(
+        np.mean([kept_after_occlusion(s) for s in ours if s.category == "occlusion"])
+    )
+    return table | {"frames per second, end to end": frames / seconds}
