@@ -4,7 +4,8 @@
 ``ytvis/annotations.json`` is the ground-truth form with ``videos`` and ``categories``, which results refer to by id.
 Both carry the scores per frame in ``per_frame_scores``, a key other readers ignore.
 
-Schema: TrackEval ``docs/YouTube-VIS-format.txt``. Its ground truth has uncompressed RLE; both kinds are read.
+Schema: TrackEval ``docs/YouTube-VIS-format.txt``. Ground truth has uncompressed RLE, results compressed; both kinds are
+read in either.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pipeline.sinks.coco import box_in, category_name, frame_file, object_of, ra
 from pipeline.sinks.intake import Intake
 from pipeline.sinks.jsonio import dumps, read_elements, write_object
 from pipeline.sinks.reading import Categories, CheckedRun, short, xywh
-from pipeline.sinks.segmentation import real, rle_of, whole
+from pipeline.sinks.segmentation import real, rle_of, run_lengths, whole
 from pipeline.store import VideoEntry
 from pipeline.types import Masklet
 
@@ -43,7 +44,11 @@ class YouTubeVIS:
                         row = track_row(masklet, number, entry, categories)
                         results.write(separator + dumps({k: v for k, v in row.items() if k in RESULT_KEYS}))
                         separator = ",\n"
-                        yield {"id": next(ids), **row}
+                        yield {
+                            "id": next(ids),
+                            **row,
+                            "segmentations": [_uncompressed(m) for m in row["segmentations"]],
+                        }
                 results.write("]\n" if separator == ",\n" else "[]\n")
 
             write_object(
@@ -61,6 +66,14 @@ class YouTubeVIS:
     def read(self, path: Path, intake: Intake) -> None:
         """Ground truth or results; results need their ``annotations.json`` (ground truth) beside them."""
         read_tracks(track_files(path, "results.json", "annotations.json"), intake)
+
+
+def _uncompressed(segmentation: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Run lengths as the official ground truth has them, which TrackEval insists on."""
+    if segmentation is None:
+        return None
+    runs = run_lengths(segmentation["counts"].encode("ascii"))
+    return {**segmentation, "counts": runs.tolist() if runs is not None else []}
 
 
 RESULT_KEYS = ("video_id", "category_id", "score", "segmentations", "per_frame_scores")

@@ -19,7 +19,7 @@ def some_masks(seed: int, count: int) -> list[BoolArray]:
     masks = [
         blob(rng, (h, w), rng.uniform(0, 1, 2)) if i % 2 else rng.random((h, w)) < 0.5 for i, (h, w) in enumerate(sizes)
     ]
-    return [m for m in masks if m.any() and max(m.shape) < 24 or m.sum() < 300]
+    return [m for m in masks if (m.any() and max(m.shape) < 24) or m.sum() < 300]
 
 
 @pytest.mark.parametrize("seed", range(5))
