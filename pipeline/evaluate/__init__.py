@@ -143,11 +143,12 @@ def _report(
     def scores(pairs: Sequence[PairResult], videos: Sequence[_VideoScores] = ()) -> Scores:
         return group_scores(pairs, [v.teta for v in videos], kinds, metrics)
 
+    videos = {v.video_id: scores(v.pairs, [v]) for v in scored}
     return EvalReport(
         name,
         metrics,
-        scores(everything, scored),
-        {v.video_id: scores(v.pairs, [v]) for v in scored},
+        scores(everything, scored) if len(scored) > 1 else videos[scored[0].video_id],
+        videos,
         {p: scores([r for r in everything if r.phrase == p]) for p in sorted({r.phrase for r in everything})},
         {v.video_id: {r.phrase: scores([r]) for r in v.pairs} for v in scored},
         {k: _curves([r.hota[k] for r in everything]) for k in kinds} if "hota" in metrics else {},

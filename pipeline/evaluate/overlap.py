@@ -53,6 +53,39 @@ class _Track:
     area: dict[Kind, float] = field(default_factory=lambda: defaultdict(float))
 
 
+class PairSums:
+    """Sums by pair of ids, added up in batches."""
+
+    _BATCH = 1_000
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[IntArray, IntArray, Float64Array]] = []
+        self._sums: dict[tuple[int, int], float] = {}
+
+    def add(self, first: IntArray, second: IntArray, values: Float64Array) -> None:
+        """Add values of these pairs, ``(K,)`` each."""
+        self._pending.append((first, second, values))
+        if len(self._pending) >= self._BATCH:
+            self._settle()
+
+    def totals(self) -> dict[tuple[int, int], float]:
+        """The sum of every pair that was ever added."""
+        self._settle()
+        return self._sums
+
+    def _settle(self) -> None:
+        if not self._pending:
+            return
+        first, second, values = (np.concatenate([p[i] for p in self._pending]) for i in range(3))
+        firsts, row = np.unique(first, return_inverse=True)
+        seconds, col = np.unique(second, return_inverse=True)
+        sums = np.bincount(row * len(seconds) + col, values, len(firsts) * len(seconds))
+        for cell in np.flatnonzero(sums):
+            pair = int(firsts[cell // len(seconds)]), int(seconds[cell % len(seconds)])
+            self._sums[pair] = self._sums.get(pair, 0.0) + float(sums[cell])
+        self._pending.clear()
+
+
 @dataclass(slots=True)
 class VideoOverlap:
     """One video; small next to its masks, which are not kept."""
@@ -64,7 +97,7 @@ class VideoOverlap:
     frames: list[FrameOverlap] = field(default_factory=list)
     gt_tracks: dict[int, _Track] = field(default_factory=dict)
     pred_tracks: dict[int, _Track] = field(default_factory=dict)
-    shared: dict[Kind, dict[tuple[int, int], float]] = field(default_factory=dict)
+    shared: dict[Kind, PairSums] = field(default_factory=dict)
     """Intersection of track pairs (prediction, ground truth), summed over frames."""
 
     def sequence(
@@ -87,10 +120,10 @@ class VideoOverlap:
         """The whole tracks of one phrase, by id."""
         gt = sorted(i for i, t in self.gt_tracks.items() if t.phrase == phrase)
         pred = sorted(i for i, t in self.pred_tracks.items() if t.phrase == phrase)
-        iou = np.zeros((len(pred), len(gt)))
+        iou, sums = np.zeros((len(pred), len(gt))), self.shared[kind].totals()
         for row, p in enumerate(pred):
             for col, g in enumerate(gt):
-                shared = self.shared[kind].get((p, g), 0.0)
+                shared = sums.get((p, g), 0.0)
                 union = self.pred_tracks[p].area[kind] + self.gt_tracks[g].area[kind] - shared
                 iou[row, col] = shared / union if union > 0 else 1.0
         if kind == "box":
@@ -117,7 +150,7 @@ def overlap_video(video_id: str, frames: Frames, kinds: Sequence[Kind], phrases:
     Raises:
         ValueError: a track changes its phrase, or an id appears twice on a frame (the message names the frame).
     """
-    out = VideoOverlap(video_id, tuple(kinds), (), shared={k: defaultdict(float) for k in kinds})
+    out = VideoOverlap(video_id, tuple(kinds), (), shared={k: PairSums() for k in kinds})
     for gt, pred in frames():
         _add_frame(out, gt, pred)
     found = [t.phrase for tracks in (out.gt_tracks, out.pred_tracks) for t in tracks.values()]
@@ -135,8 +168,8 @@ def _add_frame(out: VideoOverlap, gt: FrameLabels, pred: FrameLabels) -> None:
         shared = matrix * (gt_area[:, None] + pred_area[None, :]) / (1 + matrix)
         if kind == "mask":
             shared = np.round(shared)
-        for g, p in zip(*np.nonzero(shared), strict=True):
-            out.shared[kind][int(pred.track_id[p]), int(gt.track_id[g])] += float(shared[g, p])
+        g, p = np.nonzero(shared)
+        out.shared[kind].add(pred.track_id[p], gt.track_id[g], shared[g, p])
     out.frames.append(FrameOverlap(gt.track_id, gt.phrase, pred.track_id, pred.phrase, iou))
 
 

@@ -216,19 +216,20 @@ class _PhrasePart:
 
     def _count_frame(self, frame: int, match: _FrameMatch, into: _PhraseCounts, wrong: dict[str, Float64Array]) -> None:
         _, cols, sims = match
-        ids, phrases = self.pred_ids[frame], self.pred_phrases[frame]
-        for a, alpha in enumerate(ALPHAS):
-            hit = cols[sims >= alpha - EPS]
-            into.loc_tp[a] += len(hit)
-            into.loc_fn[a] += len(self.gt_ids[frame]) - len(hit)
-            into.loc_fp[a] += len(self.overlapping[frame] - set(ids[hit].tolist()))
-            if a >= _FIRST_CLASS_ALPHA:
-                right = int((phrases[hit] == self.phrase).sum())
-                into.cls_tp[a - _FIRST_CLASS_ALPHA] += right
-                into.cls_fn[a - _FIRST_CLASS_ALPHA] += len(hit) - right
-                for other in phrases[hit]:
-                    if other != self.phrase and other in wrong:
-                        wrong[other][a - _FIRST_CLASS_ALPHA] += 1
+        ids, phrases = self.pred_ids[frame][cols], self.pred_phrases[frame][cols]
+        overlapping = np.isin(ids, list(self.overlapping[frame]))
+        hit = sims[:, None] >= ALPHAS[None] - EPS
+        into.loc_tp += hit.sum(0)
+        into.loc_fn += len(self.gt_ids[frame]) - hit.sum(0)
+        into.loc_fp += len(self.overlapping[frame]) - hit[overlapping].sum(0)
+        for phrase in set(phrases.tolist()):
+            found = hit[phrases == phrase, _FIRST_CLASS_ALPHA:].sum(0)
+            if phrase == self.phrase:
+                into.cls_tp += found
+                continue
+            into.cls_fn += found
+            if phrase in wrong:
+                wrong[phrase] += found
 
     def _count_association(
         self, matches: Sequence[_FrameMatch], gt_count: Float64Array, pred_count: Float64Array, into: _PhraseCounts
