@@ -19,7 +19,7 @@ from pipeline.sources.file import VideoItem, expand
 from pipeline.store import Manifest, RunWriter, check_reusable, open_run
 from pipeline.types import BoxPrompt, Prompts
 from workers.local_executor import LocalExecutor
-from workers.unit_worker import UnitWorker
+from workers.unit_worker import UnitWorker, start_decoder
 
 DEMO_CLIP = Path(models.__file__).parent / "tiny" / "demo.mp4"
 DEMO_PHRASES = ("red circle", "blue star", "green thing")
@@ -223,8 +223,13 @@ def open_worker(config: Config, items: Sequence[VideoItem]) -> UnitWorker:
         UsageError: nothing to look for, or an empty phrase.
     """
     boxes = [parse_box(b) for b in config.boxes]
-    prompts = encode_prompts(config, has_boxes=bool(boxes))
-    return UnitWorker(config, prompts, boxes, items[0].uri)
+    decoder = start_decoder(config)
+    try:
+        prompts = encode_prompts(config, has_boxes=bool(boxes))
+        return UnitWorker(config, prompts, boxes, items[0].uri, decoder)
+    except BaseException:
+        decoder.close()
+        raise
 
 
 def encode_prompts(config: Config, *, has_boxes: bool = False) -> Prompts:

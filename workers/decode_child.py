@@ -39,6 +39,11 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmUp:
+    """Load what resizing needs now: the parent is busy loading models, and a job that resizes will come."""
+
+
+@dataclass(frozen=True, slots=True)
 class Loading:
     """A library is being loaded: the next message may take longer than a frame would."""
 
@@ -93,8 +98,8 @@ class Channel:
         if time.monotonic() - self._last_sent_s > KEEP_ALIVE_S:
             self.send(Alive())
 
-    def receive_job(self) -> Job | None:
-        """The next job, or ``None`` when the parent has hung up."""
+    def receive_job(self) -> Job | WarmUp | None:
+        """The next job (or a request to get ready for one), or ``None`` when the parent has hung up."""
         head = self._read(_LENGTH.size)
         body = self._read(_LENGTH.unpack(head)[0]) if head else None
         return None if body is None else pickle.loads(body)
@@ -110,7 +115,7 @@ class Channel:
         return b"".join(parts)
 
 
-def pack(message: Message | Job) -> bytes:
+def pack(message: Message | Job | WarmUp) -> bytes:
     """A message as it goes over the socket: its length (8 bytes, big-endian), then its pickle."""
     body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(body)) + body
@@ -124,7 +129,10 @@ def serve(connection_fd: int, lifeline_fd: int) -> None:
         channel = Channel(connection)
         try:
             while (job := channel.receive_job()) is not None:
-                _run(channel, job)
+                if isinstance(job, WarmUp):
+                    _load_torch(channel)
+                else:
+                    _run(channel, job)
         except (BrokenPipeError, ConnectionResetError):
             return
 
@@ -141,13 +149,18 @@ def _die_with_parent(lifeline_fd: int) -> None:
         os._exit(1)  # the parent was gone before we listened
 
 
+def _load_torch(channel: Channel) -> None:
+    """Load what resizing needs; the parent waits longer than for a frame."""
+    channel.send(Loading())
+    import pipeline.decode_resize  # noqa: F401 - torch, only where it is needed
+
+
 def _run(channel: Channel, job: Job) -> None:
     """Decode one job; whatever ends it, the parent is told."""
     notes: list[str] = []
     try:
         if job.size is not None:
-            channel.send(Loading())
-            import pipeline.decode_resize  # noqa: F401 - torch, only where it is needed
+            _load_torch(channel)
         channel.send(Alive())
         for segment in job.segments:
             _send_segment(channel, job, segment, notes)

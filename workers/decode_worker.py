@@ -21,7 +21,7 @@ from pipeline.decode import (
 )
 from pipeline.errors import DecodeError
 from pipeline.types import Frame
-from workers.decode_child import Done, Failed, Job
+from workers.decode_child import Done, Failed, Job, WarmUp, pack
 from workers.decode_pump import Child, Frames, Lost, Pump
 
 MAX_DECORD_KILLS = 2
@@ -67,8 +67,8 @@ def _by_pyav(segment: Segment) -> Segment:
 class DecodeProcess:
     """Reads videos, one after another, in a process of its own. A context manager.
 
-    The process starts with the first video and serves the next ones too; it dies with this one. Not for use by
-    several threads at once.
+    The process starts with the first video (or :meth:`warm_up`) and serves the next ones too; it dies with this one.
+    Not for use by several threads at once.
     """
 
     def __init__(self, config: DecodeConfig) -> None:
@@ -89,6 +89,12 @@ class DecodeProcess:
     def pid(self) -> int | None:
         """Process id of the decode process, or ``None`` while there is none."""
         return self._child.pid if self._child is not None and self._child.is_alive else None
+
+    def warm_up(self) -> None:
+        """Start the process and let it load what resizing needs, while the caller does something else."""
+        if self._child is None:
+            self._child = Child()
+            self._child.connection.sendall(pack(WarmUp()))
 
     def frames(
         self,

@@ -239,6 +239,11 @@ class RayExecutor:
                 if not ready or isinstance(ray.get(next(slot.stream)), UnitReport):
                     return
 
+    def worker_pids(self) -> dict[str, int]:
+        """Process id of each busy worker, by the key of its unit."""
+        busy = [s for s in self._slots if s.task is not None and s.actor is not None]
+        return {s.task.unit.key: ray.get(s.actor.pid.remote()) for s in busy if s.task is not None}
+
     def close(self) -> None:
         """End all actors."""
         self._drain(self._slots)

@@ -32,15 +32,27 @@ class UnitWorker:
         prompts: what to look for, already encoded.
         boxes: exemplars, drawn on frames of ``exemplar_uri``.
         exemplar_uri: the video the boxes are drawn on; needed with ``boxes``.
+        decoder: a decode process that is starting already; the worker owns it from now on.
     """
 
-    def __init__(self, config: Config, prompts: Prompts, boxes: list[BoxPrompt], exemplar_uri: str = "") -> None:
+    def __init__(
+        self,
+        config: Config,
+        prompts: Prompts,
+        boxes: list[BoxPrompt],
+        exemplar_uri: str = "",
+        decoder: DecodeProcess | None = None,
+    ) -> None:
         self._config = config
-        self._worker = GpuWorker(config, prompts)
-        if boxes:
-            self._add_exemplars(boxes, exemplar_uri)
-        self._decoder = DecodeProcess(config.decode)
         self._stopping = Event()
+        self._decoder = decoder or start_decoder(config)
+        try:
+            self._worker = GpuWorker(config, prompts)
+            if boxes:
+                self._add_exemplars(boxes, exemplar_uri)
+        except BaseException:
+            self._decoder.close()
+            raise
 
     def __enter__(self) -> UnitWorker:
         return self
@@ -151,8 +163,16 @@ class UnitWorker:
         for index in sorted({b.frame for b in boxes}):
             if index >= len(table):
                 raise UsageError(f"--box names frame {index}", uri, f"the video has {len(table)} frames")
-            frame = next(decode.read(table, index, index + 1, size=self._worker.input_size))
+            frame = next(decode.read(table, index, index + 1, size=self._worker.input_size, decoder="pyav"))
             self._worker.add_exemplars(frame, [b for b in boxes if b.frame == index])
+
+
+def start_decoder(config: Config) -> DecodeProcess:
+    """A decode process that gets ready while the models load: both take seconds."""
+    decoder = DecodeProcess(config.decode)
+    if config.detector.detections is None:
+        decoder.warm_up()
+    return decoder
 
 
 def _new_report(unit: Unit, table: decode.FrameTable, start: int, stop: int) -> UnitReport:

@@ -197,7 +197,7 @@ def _pictures(run: CheckedRun, entry: VideoEntry, frames: range) -> Iterator[tup
         raise FormatError(f"the video is {width} x {height}, the run {entry.width} x {entry.height}", entry.uri)
     results = run.frames(entry)
     result = next(results, None)
-    for frame in decode.read(table, frames.start, frames.stop, stride=frames.step):
+    for frame in decode.read(table, frames.start, frames.stop, stride=frames.step, decoder="pyav"):
         while result is not None and result.index < frame.index:
             result = next(results, None)
         yield frame, result if result is not None and result.index == frame.index else None
