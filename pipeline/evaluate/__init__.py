@@ -125,10 +125,10 @@ def _score_video(
 
 
 def _indices(pair: VideoPair, frames: Frames) -> Sequence[int]:
-    """The frames that J&F averages over: all of the video, or those that are annotated."""
+    """The frames that J&F averages over: all that both sides looked at."""
     if pair.num_frames is None or pair.gt.sparse:
         return [gt.index for gt, _ in frames()]
-    return range(pair.num_frames)
+    return [i for i in range(pair.num_frames) if pair.compared(i)]
 
 
 def _report(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.load import load_config
+from pipeline.errors import ConfigError
 from pipeline.evaluate.sequence import Float64Array, IntArray
 from pipeline.results import FrameResult
 from pipeline.store import Run, VideoEntry
@@ -84,8 +88,10 @@ class LabelledVideo:
     """Frames of the source; ``None``: unknown."""
     phrases: tuple[str, ...]
     """What was asked of this video, whether it has such objects or not."""
+    looked_at: range | None = None
+    """The frames that were tracked or annotated (``--stride``, ``--start``, ``--stop``); ``None``: all."""
     sparse: bool = False
-    """Only the frames that have objects are annotated (every fourth, say)."""
+    """Not all frames were looked at, and which is not known but for those that have objects."""
     partial: bool = False
     """Reading stopped early: later frames are missing, not empty."""
 
@@ -128,7 +134,7 @@ class RunLabels:
     ) -> None:
         self._run, self._roles, self.masks = run, roles, masks
         self.videos: Sequence[LabelledVideo] = tuple(
-            _labelled(v, asked or (run.manifest.prompts if v.prompts is None else v.prompts)) for v in run.videos
+            _labelled(run, v, asked or (run.manifest.prompts if v.prompts is None else v.prompts)) for v in run.videos
         )
 
     def frames(self, video_id: str) -> Iterator[FrameLabels]:
@@ -137,15 +143,39 @@ class RunLabels:
             yield frame_labels(result, None if self._roles is None else self._roles(result))
 
 
-def _labelled(entry: VideoEntry, phrases: Sequence[str]) -> LabelledVideo:
+def _labelled(run: Run, entry: VideoEntry, phrases: Sequence[str]) -> LabelledVideo:
+    skipped = 0 < entry.num_tracked < entry.num_frames
+    looked_at = _looked_at(run, entry) if skipped else None
     return LabelledVideo(
         entry.video_id,
         (entry.height, entry.width) if entry.height and entry.width else None,
         entry.num_frames or None,
         tuple(phrases),
-        sparse=0 < entry.num_tracked < entry.num_frames,
+        looked_at=looked_at,
+        sparse=skipped and looked_at is None,
         partial=entry.status != "done",
     )
+
+
+def _looked_at(run: Run, entry: VideoEntry) -> range | None:
+    """The frames that were tracked, as the run's configuration says; ``None`` if it does not explain their number."""
+    try:
+        sampling = load_config(str(run.folder / "config.yaml")).sampling
+    except ConfigError:
+        return None
+    fps = Fraction(entry.fps) if entry.fps else None
+    start, stop = (_frame_at(moment, fps, last) for moment, last in ((sampling.start, 0), (sampling.stop, None)))
+    if start is None:
+        return None
+    frames = range(start, entry.num_frames if stop is None else min(stop, entry.num_frames), sampling.stride)
+    return frames if len(frames) == entry.num_tracked else None
+
+
+def _frame_at(moment: str | None, fps: Fraction | None, default: int | None) -> int | None:
+    """A frame number, or the first frame at or after ``12.5s`` where frames come at a constant rate."""
+    if moment is None or not moment.endswith("s"):
+        return default if moment is None else int(moment)
+    return math.ceil(Fraction(moment[:-1]) * fps) if fps else None
 
 
 def frame_labels(result: FrameResult, role: NDArray[np.int8] | None = None) -> FrameLabels:

@@ -29,6 +29,11 @@ class VideoPair:
         """Frames of the source."""
         return self.gt.num_frames or (self.pred.num_frames if self.pred else None)
 
+    def compared(self, index: int) -> bool:
+        """Whether both sides looked at this frame. (A run that stopped early should have.)"""
+        sides = [self.gt, *([self.pred] if self.pred and not self.pred.partial else [])]
+        return all(side.looked_at is None or index in side.looked_at for side in sides)
+
 
 def pair_videos(truth: Sequence[LabelledVideo], run: Sequence[LabelledVideo], notes: list[str]) -> list[VideoPair]:
     """Counterparts by video id; two single videos belong together whatever their names.
@@ -72,9 +77,13 @@ def _check(pair: VideoPair, notes: list[str]) -> None:
         )
     if pred.partial:
         notes.append(f"{gt.video_id}: the run stopped early; what comes later counts as missed")
+    elif pred.looked_at is not None:
+        notes.append(
+            f"{gt.video_id}: only the {len(pred.looked_at)} of {pred.num_frames} frames that were tracked count"
+        )
     elif pred.sparse:
         notes.append(f"{gt.video_id}: not every frame was tracked; on the others all objects count as missed")
-    if gt.sparse:
+    if gt.sparse or gt.looked_at is not None:
         notes.append(f"{gt.video_id}: only frames that have annotations are compared")
 
 
@@ -122,6 +131,8 @@ def frames_of(pair: VideoPair, truth: Labels, run: Labels, phrases: PhraseMap, k
                 continue
             if left is None:
                 _inside(index, gt.num_frames, gt.video_id, "run", "ground truth")
+            if not pair.compared(index):
+                continue
             left = left or FrameLabels.empty(index, masks=truth.masks)
             right = right or FrameLabels.empty(index, masks=run.masks)
             left, right = apply_roles(left, right, kind)

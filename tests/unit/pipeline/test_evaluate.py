@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import masks as mask_ops
@@ -175,6 +177,33 @@ def test_sparse_ground_truth_is_compared_where_it_is() -> None:
     assert (report.score("TP"), report.score("FP")) == (3, 0)
     assert report.score("J&F") == 1
     assert any("only frames that have annotations" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "sampling", ["stride: 3", "stride: 2\n  start: '4'\n  stop: '16'", "start: 0.4s\n  stop: 0.7s"]
+)
+def test_frames_that_were_not_tracked_are_not_held_against_a_run(tmp_path: Path, sampling: str) -> None:
+    truth = make_run(tmp_path / "truth", "gaps")
+    run = copy.deepcopy(truth)
+    run.folder = tmp_path / "run"
+    run.folder.mkdir()
+    (run.folder / "config.yaml").write_text(f"sampling:\n  {sampling}\n")
+    frames = {
+        "stride: 3": range(0, 20, 3),
+        "stride: 2\n  start: '4'\n  stop: '16'": range(4, 16, 2),
+        "start: 0.4s\n  stop: 0.7s": range(12, 20),
+    }[sampling]
+    run.manifest.videos[0].num_tracked = len(frames)
+    (run.folder / "masklets" / "clip").mkdir(parents=True)
+    rows = truth.table("clip")
+    rows = rows.filter([f in frames for f in rows["frame"].to_pylist()])
+    pq.write_table(rows, run.folder / "masklets" / "clip" / "part-00000.parquet")
+    report = evaluate_runs([run], tmp_path / "truth", "run", ["hota", "clear", "jf"])
+    assert isinstance(report, EvalReport)
+    assert report.score("HOTA") == pytest.approx(1)
+    assert (report.score("TP"), report.score("FN")) == (len(rows), 0)
+    assert report.score("J&F") == 1
+    assert any(f"{len(frames)} of 20 frames" in note for note in report.notes)
 
 
 def test_two_single_videos_belong_together_whatever_their_names() -> None:
