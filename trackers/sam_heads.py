@@ -81,7 +81,9 @@ class SamHeads:
         memory_position = model.memory_encoder.position_encoding(memory_shape, device, dtype)
         self._memory_position = memory_position.flatten(2).transpose(1, 2)
         attention = model.memory_attention
-        self._rotary = attention.rotary_emb(self._coarse_position, attention.position_ids)
+        cos, sin = attention.rotary_emb(self._coarse_position, attention.position_ids)
+        # Each angle stands twice, for the two halves of a pair.
+        self._turns = torch.complex(cos[0, :, ::2].float(), sin[0, :, ::2].float())
 
     @property
     def device(self) -> torch.device:
@@ -183,11 +185,9 @@ class SamHeads:
 
     def _rotate(self, x: Tensor) -> Tensor:
         """Axial rotary encoding of ``(G, heads, F * h * w, d)``, the same for each of F frames, in float32."""
-        cos, sin = self._rotary
-        frames = x.float().unflatten(2, (-1, cos.shape[-2]))
-        even, odd = frames.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack((-odd, even), dim=-1).flatten(-2)
-        rotated: Tensor = (frames * cos + turned * sin).flatten(2, 3).to(x.dtype)
+        turns = self._turns
+        pairs = torch.view_as_complex(x.float().unflatten(2, (-1, len(turns))).unflatten(-1, (-1, 2)))
+        rotated: Tensor = torch.view_as_real(pairs * turns).flatten(-2).flatten(2, 3).to(x.dtype)
         return rotated
 
     def _decode(self, vision: Vision, features: Tensor, mask_prompt: Tensor, several: bool) -> Decoded:

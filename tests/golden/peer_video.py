@@ -60,9 +60,6 @@ class Peer:
     def _run_detection(self, inference_session: Any, vision_embeds: Any) -> dict[int, dict[str, torch.Tensor]]:
         self._hidden = vision_embeds.last_hidden_state
         found = self._scripted() if self._script else self._detect(inference_session, vision_embeds)
-        for detected in found.values():
-            # No logit in (0, 0.5): there the reference disagrees with itself about what is inside.
-            detected["mask"] = torch.where(detected["mask"] > 0, detected["mask"] + 0.5, detected["mask"])
         self._found = [found]
         return found
 

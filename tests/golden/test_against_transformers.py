@@ -29,11 +29,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _model(seed: int, **changes: Any) -> Any:
-    """A random model whose objects are mostly in the picture."""
-    model = tinyconf.video_model(
-        tinyconf.video_config(width=128, fill_hole_area=0, det_nms_thresh=0.0, **changes), seed
-    )
+def _model(seed: int, tracker: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """A random model whose objects are mostly in the picture; ``tracker`` changes its tracker's architecture."""
+    config = tinyconf.video_config(width=128, fill_hole_area=0, det_nms_thresh=0.0, **changes)
+    config.tracker_config = tinyconf.tracker_config(SIDE, 128, **(tracker or {}))
+    model = tinyconf.video_model(config, seed)
     with torch.no_grad():
         model.tracker_model.mask_decoder.pred_obj_score_head.proj_out.bias += 2
     return model
@@ -91,12 +91,26 @@ class Ours:
         self.tracker._propagate = mixed  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize(("seed", "num_prompts"), [(1, 1), (3, 2), (5, 1), (9, 1), (12, 1), (13, 1)])
-def test_without_arrivals_or_removals_logits_agree(seed: int, num_prompts: int) -> None:
+SMALL_MEMORY = {
+    "num_maskmem": 4,
+    "max_object_pointers_in_encoder": 4,
+    "multimask_output_for_tracking": False,
+    "layers": 2,
+    "enable_occlusion_spatial_embedding": False,
+}
+"""As in the packaged tiny checkpoint, but for the last."""
+
+
+@pytest.mark.parametrize(
+    ("seed", "num_prompts", "architecture"),
+    [(1, 1, {}), (3, 2, {}), (5, 1, {}), (9, 1, {}), (12, 1, {}), (13, 1, SMALL_MEMORY)],
+)
+def test_without_arrivals_or_removals_logits_agree(seed: int, num_prompts: int, architecture: dict[str, Any]) -> None:
     """The reference as it is. All objects start on frame 0; occlusion rules and memory overlap are on."""
-    model = _model(seed, recondition_every_nth_frame=0)
+    model = _model(seed, architecture, recondition_every_nth_frame=0)
     model.hotstart_delay = 0  # no removals
-    frames = Peer(model, _video(seed, 20), num_prompts).frames()
+    scene = make_scene(seed, num_actors=5, num_prompts=num_prompts, arrivals=False)
+    frames = Peer(model, _video(seed, 20), num_prompts, lambda t: _script(scene, t)).frames()
     first = next(frames)
     model.new_det_thresh = 2.0  # no arrivals
     config = TrackerConfig(
@@ -115,6 +129,11 @@ def test_without_arrivals_or_removals_logits_agree(seed: int, num_prompts: int) 
             assert low.score == pytest.approx([peer.tracker_score[track] for track in peer.live], abs=1e-4)
     assert len(first.live) >= 2
     assert num_filled > 20, "the clip says nothing: almost all masks are empty or full"
+
+
+def _script(scene: Scene, t: int) -> tuple[torch.Tensor, list[float], list[int]]:
+    found = scene.detections(t, (LOW, LOW))
+    return torch.from_numpy(found.mask_logits), found.score.tolist(), found.prompt_id.tolist()
 
 
 class Acted:
@@ -219,21 +238,3 @@ def test_with_arrivals_removals_and_reconditioning_masks_agree(seed: int, num_pr
 def _iou(a: torch.Tensor, b: torch.Tensor) -> float:
     union = (a | b).sum().item()
     return (a & b).sum().item() / union if union else 1.0
-
-
-def test_batched_equals_one_by_one() -> None:
-    """Many objects of different ages in one call, or one call each."""
-    model = _model(5)
-    peer = Peer(model, _video(5, 12), 2)
-    config = TrackerConfig(fill_hole_area_px=0, recondition_every_frames=3, new_object_score=0.5)
-    together, alone = Ours(model, config), Ours(model, config)
-    alone.tracker._heads.budget_bytes = 1  # one object per batch
-    seen = 0
-    for t, theirs in enumerate(peer.frames()):
-        cut = theirs.detections[np.arange(len(theirs.detections)) < 2 + t]
-        theirs = PeerFrame(theirs.hidden, cut, {}, {}, [], set())
-        a, b = together.advance(t, theirs), alone.advance(t, theirs)
-        assert a.track_id.tolist() == b.track_id.tolist()
-        torch.testing.assert_close(a.logits, b.logits, atol=1e-3, rtol=0)
-        seen = max(seen, len(a.track_id))
-    assert seen >= 4

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,6 +133,20 @@ def test_no_state_to_restore(parts: Parts, tmp_path: Path) -> None:
         tracker(parts).restore(tmp_path)
 
 
+def test_all_objects_at_once_equal_one_by_one(parts: Parts) -> None:
+    """Objects of different ages and with different numbers of conditioning frames."""
+    together, alone = (tracker(parts, recondition_every_frames=3) for _ in range(2))
+    alone._heads.budget_bytes = 1
+    scene = make_scene(9, num_actors=7, num_frames=14, num_prompts=2)
+    most = 0
+    for t in range(14):
+        a, b = (made.advance(frame(t), detections(scene, t)) for made in (together, alone))
+        assert a.track_id.tolist() == b.track_id.tolist()
+        torch.testing.assert_close(a.logits, b.logits, atol=1e-3, rtol=0)
+        most = max(most, len(a.track_id))
+    assert most >= 6
+
+
 def test_two_streams_on_one_model_do_not_meet(parts: Parts) -> None:
     scenes = [make_scene(6), make_scene(7, num_prompts=2)]
     alone = [run(tracker(parts), scene, range(10)) for scene in scenes]
@@ -221,6 +236,19 @@ def test_detections_of_another_size_and_boxes_alone(parts: Parts) -> None:
     masks, rectangles = (tracker(parts).step(frame(0), d) for d in (scaled, boxes))
     assert len(masks) == len(rectangles) == len(found)
     assert np.abs(masks.xyxy - rectangles.xyxy).max() <= 3
+
+
+def test_half_precision_follows_the_same_objects(parts: Parts) -> None:
+    half = Parts(neck=copy.deepcopy(parts.neck).to(torch.bfloat16), model=copy.deepcopy(parts.model).to(torch.bfloat16))
+    scene = make_scene(4, arrivals=False)
+    made = Sam3MemoryTracker(half, lambda f: features(f).to(torch.bfloat16), TrackerConfig(), stream_id="s")
+    exact = tracker(parts)
+    for t in range(6):
+        found = detections(scene, t) if t == 0 else None
+        low, full = made.advance(frame(t), found), exact.advance(frame(t), found)
+        assert low.logits.dtype == torch.float32
+        agree = ((low.logits > 0) == (full.logits > 0)).float().mean()
+        assert agree > 0.9
 
 
 def test_adaptive_mode_is_refused(parts: Parts) -> None:
