@@ -36,15 +36,18 @@ from pipeline.live.board import Board
 from pipeline.live.metrics import exposition
 from pipeline.live.service import StreamService
 from pipeline.live.urls import is_allowed
+from pipeline.render.palette import colour, hex_colour
 from pipeline.sources.live_open import CameraSpec, parse_cameras
 
 LOGGER = logging.getLogger("masklet.live")
 _OPEN_PATHS = ("/", "/healthz", "/readyz")
 """Need no token: the page without data, and two words for a load balancer."""
-_EVENT_EVERY_S = 0.2
+_EVENT_EVERY_S = 0.1
 _MAX_BODY_BYTES = 16_384
 _MAX_PHRASES, _MAX_PHRASE_CHARACTERS = 32, 200
 _STALE_AFTER_S = 30.0
+_NUM_COLOURS = 24
+"""Then the palette begins again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +219,8 @@ class Page:
 
     def __init__(self, service: StreamService, board: Board) -> None:
         self._service, self._board = service, board
-        self._html = resources.files("pipeline.live").joinpath("live.html").read_text(encoding="utf-8")
+        html = resources.files("pipeline.live").joinpath("live.html").read_text(encoding="utf-8")
+        self._html = html.replace("%PALETTE%", json.dumps([hex_colour(colour(i)) for i in range(1, _NUM_COLOURS + 1)]))
         self._viewers = 0
 
     async def index(self, _: Request) -> Response:
@@ -308,7 +312,8 @@ class Page:
                 for last, event in self._board.events_after(number):
                     number = last
                     yield f"id: {last}\nevent: event\ndata: {json.dumps(event.to_dict())}\n\n"
-                status = {"streams": self._board.status, "sinks": self._board.sinks, "now_wall_s": time.time()}
+                status = {"streams": self._board.status, "sinks": self._board.sinks}
+                status |= {"can_add": self._can_add, "now_wall_s": time.time()}
                 yield f"event: status\ndata: {json.dumps(status)}\n\n"
                 await asyncio.sleep(_EVENT_EVERY_S)
         finally:

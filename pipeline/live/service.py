@@ -25,7 +25,7 @@ from workers.camera_worker import Camera, CameraOutput, CameraWorker
 LOGGER = logging.getLogger("masklet.live")
 T = TypeVar("T")
 _IDLE_S = 0.05
-_STATUS_EVERY_S = 0.2
+_STATUS_EVERY_S = 0.1
 _CLOSE_TIMEOUT_S = 15.0
 
 

@@ -188,6 +188,7 @@ class LiveSource:
         """Why the camera is not live, in one line without credentials."""
         self.source_size: tuple[int, int] | None = None
         """``(height, width)`` of the first frame; later ones of another size are scaled to it."""
+        self._shown_size: tuple[int, int] | None = None
         self.wants_pictures = False
         self.is_paused = False
         self._clock = StreamClock()
@@ -281,9 +282,7 @@ class LiveSource:
         before, self._taken = self._taken, arrival
         gap_s = None
         if before is not None and (before.epoch != arrival.epoch or self._was_paused):
-            gap_s = (
-                max(arrival.wall_s - before.wall_s, 0.0) if before.epoch <= 0 else arrival.arrived_s - before.arrived_s
-            )
+            gap_s = arrival.arrived_s - before.arrived_s
             self.counters.reconnects += before.epoch != arrival.epoch
         self._was_paused = False
         return self._converted(arrival, gap_s)
@@ -294,12 +293,13 @@ class LiveSource:
         upright = (width, height) if orientation.transpose else (height, width)
         note = ""
         if self.source_size is None:
-            self.source_size = upright
-        elif self.source_size != upright:
-            note = (
-                f"the picture is {upright[1]}x{upright[0]} now, scaled to {self.source_size[1]}x{self.source_size[0]}"
-            )
+            self.source_size = self._shown_size = upright
+        if self.source_size != upright:
             height, width = self.source_size[::-1] if orientation.transpose else self.source_size
+        if self._shown_size != upright:
+            self._shown_size = upright
+            rows = f"{self.source_size[1]}x{self.source_size[0]}"
+            note = f"the picture is {upright[1]}x{upright[0]} now, rows stay {rows}"
         raw = arrival.picture.to_ndarray(format="rgb24", width=width, height=height)
         image = orientation.apply(np.asarray(raw, np.uint8))
         picture = shrunk(image, self._config.picture_px) if self.wants_pictures else None
@@ -330,7 +330,7 @@ class LiveSource:
         """Go on from where an earlier process was, before the first :meth:`poll`."""
         now_s = time.monotonic()
         before_s = now_s - max(time.time() - wall_s, 0.0)
-        self._next_index, self.source_size = next_index, source_size
+        self._next_index, self.source_size, self._shown_size = next_index, source_size, source_size
         self._clock.resume(pts_s, before_s)
         self._taken = Arrival(av.VideoFrame(2, 2), next_index - 1, pts_s, wall_s, before_s, 0)
 

@@ -173,6 +173,9 @@ def _arguments(spec: CameraSpec, config: LiveConfig, door: HttpDoor | None) -> d
             "rtsp_transport": config.rtsp_transport,
             "timeout": str(round(config.stall_timeout_s * 1e6)),
             "allowed_media_types": "video",
+            # What a camera announces is enough to begin with; measuring its frame rate first takes seconds.
+            "fpsprobesize": "0",
+            "analyzeduration": "500000",
         }
         return {"file": spec.uri, "format": "rtsp", "container_options": options | limits}
     if scheme in ("udp", "tcp"):
