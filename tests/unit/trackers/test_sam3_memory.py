@@ -57,7 +57,9 @@ def frame(index: int) -> Frame:
 
 
 def tracker(parts: Parts, **changes: Any) -> Sam3MemoryTracker:
-    return Sam3MemoryTracker(parts, features, TrackerConfig(**changes), stream_id="s")
+    """Random weights lose their objects, so that detections start new ones all the time: hence a budget."""
+    config = TrackerConfig(**{"max_objects": 8} | changes)
+    return Sam3MemoryTracker(parts, features, config, stream_id="s")
 
 
 def detections(scene: Scene, t: int) -> Detections:
