@@ -200,6 +200,7 @@ def _read_video(name: str, sequences: list[_Sequence], intake: Intake) -> None:
         num_frames=length,
         fps=rate_in(sequences[0].fps, f"objects.json, {name}"),
         uri=str(sequences[0].folder),
+        num_annotated=len(set().union(*files.values())),
     )
     for sequence in sequences:
         for frame, file in files[sequence.folder].items():

@@ -93,8 +93,11 @@ class Intake:
         fps: Fraction | None = None,
         uri: str = "",
         prompts: Sequence[str] | None = None,
+        num_annotated: int | None = None,
     ) -> None:
-        """Make a video known. ``num_frames`` ``None``: one more than its last row.
+        """Make a video known.
+
+        Without ``num_frames`` it has one more than its last row; without ``num_annotated`` all of them were annotated.
 
         Raises:
             FormatError: the key came before, or name, size or length make no sense.
@@ -110,6 +113,7 @@ class Intake:
         rate = fps or self._fps
         entry.fps = f"{rate.numerator}/{rate.denominator}" if rate else None
         entry.prompts = list(prompts) if prompts is not None else None
+        entry.num_tracked = num_annotated or 0
         self._videos[key] = _Video(len(self._videos), entry, num_frames_known=num_frames is not None)
 
     def _unique(self, video_id: str) -> str:
@@ -197,7 +201,7 @@ class Intake:
         with writer.video(entry.video_id, rows_per_part=20_000, frames_per_part=2_000) as out:
             for frame, rows in self._spill.frames(video.ordinal):
                 out.write(_frame_result(entry, frame, rows, numbers))
-        entry.num_tracked = entry.num_frames
+        entry.num_tracked = entry.num_tracked or entry.num_frames
         entry.num_masklets = len(numbers)
         if entry.fps:
             entry.duration_s = float(entry.num_frames / Fraction(entry.fps))

@@ -25,7 +25,7 @@ from pipeline.sinks.intake import Intake
 from pipeline.sinks.jsonio import dumps, read_document
 from pipeline.sinks.mot import read_seqinfo, sequence_name, text_files, write_seqinfo
 from pipeline.sinks.reading import CheckedRun
-from pipeline.sinks.segmentation import check_size, fault_of, whole
+from pipeline.sinks.segmentation import check_size, whole
 from pipeline.types import RLE
 
 KNOWN_CLASSES = {"car": 1, "pedestrian": 2, "person": 2}
@@ -122,7 +122,7 @@ def _read_file(file: Path, intake: Intake) -> None:
 
 
 def _take(row: _Row, name: str, first: int, size: tuple[int, int], names: dict[int, str], intake: Intake) -> None:
-    fault = fault_of(row.rle, size)
+    fault = mask_ops.fault_of(row.rle, size)
     if fault:
         raise FormatError(f"a mask does not fit: {fault}", row.where)
     if not mask_ops.areas([row.rle])[0]:

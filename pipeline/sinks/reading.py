@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import FormatError, RunError
+from pipeline.masks import fault_of
 from pipeline.results import FrameResult
-from pipeline.sinks.segmentation import check_size, fault_of
+from pipeline.sinks.segmentation import check_size
 from pipeline.sinks.spill import Spill
 from pipeline.store import Run, VideoEntry, fps_fraction
 from pipeline.types import Masklet

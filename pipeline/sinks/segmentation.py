@@ -15,44 +15,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from pipeline.errors import FormatError
+from pipeline.masks import fault_of
 from pipeline.types import RLE
 
 MAX_SIDE_PX = 65_535
 """Longest side of a frame that is believed."""
-
-
-def run_lengths(counts: bytes) -> NDArray[np.int64] | None:
-    """The runs behind compressed counts, or ``None`` if they are malformed.
-
-    Source: COCO API ``rleFrString``: five bits a byte, the sixth says that more follow, offset 48; from the fourth run
-    on each is a difference to the one two before.
-    """
-    raw = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if not len(raw) or raw.min() < 0 or raw.max() > 63 or raw[-1] & 32:
-        return None
-    ends = np.flatnonzero((raw & 32) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:
-        return None
-    shifts = 5 * (np.arange(len(raw)) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((raw & 31) << shifts, starts)
-    runs -= np.where(raw[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs
-
-
-def fault_of(rle: RLE, size: tuple[int, int]) -> str | None:
-    """What is wrong with this mask in a frame of ``size`` ``(H, W)``, or ``None``."""
-    if tuple(rle.size) != tuple(size):
-        return f"its size is {list(rle.size)}, the frame's is {list(size)}"
-    runs = run_lengths(rle.counts)
-    if runs is None:
-        return "its run lengths are malformed"
-    if runs.min() < 0 or runs.sum() != size[0] * size[1]:
-        return f"its run lengths do not fill the frame of {size[0]} x {size[1]}"
-    return None
 
 
 def check_size(width: Any, height: Any, where: str) -> tuple[int, int]:

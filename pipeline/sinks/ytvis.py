@@ -24,7 +24,7 @@ from pipeline.sinks.coco import box_in, category_name, frame_file, object_of, ra
 from pipeline.sinks.intake import Intake
 from pipeline.sinks.jsonio import dumps, read_elements, write_object
 from pipeline.sinks.reading import Categories, CheckedRun, short, xywh
-from pipeline.sinks.segmentation import real, rle_of, run_lengths, whole
+from pipeline.sinks.segmentation import real, rle_of, whole
 from pipeline.store import VideoEntry
 from pipeline.types import Masklet
 
@@ -72,7 +72,7 @@ def _uncompressed(segmentation: dict[str, Any] | None) -> dict[str, Any] | None:
     """Run lengths as the official ground truth has them, which TrackEval insists on."""
     if segmentation is None:
         return None
-    runs = run_lengths(segmentation["counts"].encode("ascii"))
+    runs = mask_ops.run_lengths(segmentation["counts"].encode("ascii"))
     return {**segmentation, "counts": runs.tolist() if runs is not None else []}
 
 

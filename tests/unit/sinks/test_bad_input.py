@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import FormatError, MaskletError, RunError, RunExistsError, SourceError, UsageError
+from pipeline.masks import fault_of, run_lengths
 from pipeline.sinks import FORMATS, export_run, import_file
-from pipeline.sinks.segmentation import fault_of, run_lengths
 from pipeline.store import Run, open_run
 from pipeline.types import RLE
 from tests.runs import make_run
