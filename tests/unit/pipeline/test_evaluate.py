@@ -370,3 +370,16 @@ def test_where_nothing_is_and_nothing_was_said_there_is_no_score() -> None:
     report = evaluate(labels, labels)
     assert report.score("HOTA") == pytest.approx(1)
     assert all(math.isnan(v) for v in report.videos["b"]["mask"].values())
+
+
+def test_label_images_of_every_fourth_frame_are_sparse_ground_truth(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    export_run(run, ["davis"], tmp_path / "out")
+    for file in (tmp_path / "out" / "davis").rglob("*.png"):
+        if int(file.stem) % 4:
+            file.unlink()
+    report = evaluate_runs([run], tmp_path / "out" / "davis", "davis", ["clear"])
+    assert isinstance(report, EvalReport)
+    assert report.score("FP") == report.score("FN") == 0
+    assert report.score("TP") == sum(len(f) for f in run.frames("clip") if f.index % 4 == 0)
+    assert any("only frames that have annotations" in note for note in report.notes)
