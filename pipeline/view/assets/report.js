@@ -105,15 +105,19 @@
 
   const momentOf = (k) => clock(film.origin_s + film.times[k]);
 
-  function seek(k, { keepPlaying = false } = {}) {
+  function seek(k) {
     if (!film || !film.frames.length) return;
-    if (!keepPlaying) pause();
+    pause();
     show(Math.max(0, Math.min(film.frames.length - 1, k)));
-    if (hasMovie()) {
-      // The middle of a frame's time on screen: rounding in the container cannot reach its neighbours from there.
-      const next = film.times[state.frame + 1] ?? film.times[state.frame] + film.step;
-      movie.currentTime = (film.times[state.frame] + next) / 2;
-    }
+    align();
+  }
+
+  /** Brings the picture to the frame that the page shows. */
+  function align() {
+    if (!hasMovie()) return;
+    // The middle of a frame's time on screen: rounding in the container cannot reach its neighbours from there.
+    const next = film.times[state.frame + 1] ?? film.times[state.frame] + film.step;
+    movie.currentTime = (film.times[state.frame] + next) / 2;
   }
 
   /** Puts frame `k` into every part of the page; the picture itself follows from the video element. */
@@ -147,6 +151,7 @@
     state.playing = false;
     clearTimeout(timer);
     movie.pause();
+    align(); // a frame or two may have passed since the last one that was announced
     playButton();
     remember();
   }
