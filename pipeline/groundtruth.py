@@ -77,7 +77,18 @@ def open_truth(path: Path, gt_format: str = "auto") -> Iterator[Labels]:
         )
     with tempfile.TemporaryDirectory(prefix="masklet-gt-") as folder:
         import_file(path, name, Path(folder, "truth"))
-        yield run_labels(open_run(Path(folder, "truth")), name)
+        labels = run_labels(open_run(Path(folder, "truth")), name)
+        if name in ("mot", "mots") and not _has_seqinfo(path):
+            labels.forget_extent()
+        yield labels
+
+
+def _has_seqinfo(path: Path) -> bool:
+    """Whether a ``seqinfo.ini`` says how large and long the sequences are; else the importer took it from the rows."""
+    if path.is_dir():
+        return any(path.rglob("*.ini"))
+    places = (path.with_suffix(".ini"), path.parent / "seqinfo.ini", path.parent.parent / "seqinfo.ini")
+    return any(p.is_file() for p in places)
 
 
 def run_labels(run: Run, source: str | None = None) -> RunLabels:

@@ -137,6 +137,10 @@ class RunLabels:
             _labelled(run, v, asked or (run.manifest.prompts if v.prompts is None else v.prompts)) for v in run.videos
         )
 
+    def forget_extent(self) -> None:
+        """Take size and length of the videos for unknown: they were only guessed."""
+        self.videos = tuple(replace(v, size=None, num_frames=None) for v in self.videos)
+
     def frames(self, video_id: str) -> Iterator[FrameLabels]:
         """The frames with objects in time order, one part of the run in memory at a time."""
         for result in self._run.frames(video_id):

@@ -383,3 +383,17 @@ def test_label_images_of_every_fourth_frame_are_sparse_ground_truth(tmp_path: Pa
     assert report.score("FP") == report.score("FN") == 0
     assert report.score("TP") == sum(len(f) for f in run.frames("clip") if f.index % 4 == 0)
     assert any("only frames that have annotations" in note for note in report.notes)
+
+
+def test_text_without_a_seqinfo_says_nothing_of_size_and_length(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    rows = []
+    for result in run.frames("clip"):
+        for track, (x1, y1, x2, y2) in zip(result.masklet_id, result.xyxy, strict=True):
+            if result.index < 6:
+                rows.append(f"{result.index + 1},{track},{x1},{y1},{x2 - x1},{y2 - y1},1,-1,-1,-1")
+    (tmp_path / "gt.txt").write_text("\n".join(rows))
+    report = evaluate_runs([run], tmp_path / "gt.txt", metrics=["clear"])
+    assert isinstance(report, EvalReport)
+    assert (report.score("TP"), report.score("FN")) == (len(rows), 0)
+    assert report.score("FP") == run.table().num_rows - len(rows)
