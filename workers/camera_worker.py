@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.errors import RunError
 from pipeline.live.checkpoint import Marks, load_state, prepare_state
 from pipeline.live.events import Event, LiveResult
 from pipeline.live.linker import Linked, LinkerConfig, LiveLinker, Seen
@@ -82,6 +81,8 @@ class Camera:
     """From the first frame on, when its size is known."""
     served_s: float = 0.0
     """When it was last taken a frame from."""
+    next_frame: int = 0
+    """One after the last frame that was tracked."""
     lost_wall_s: float | None = None
     is_closed: bool = False
     """A gap was too long: the session has ended, the next frame begins another."""
@@ -293,6 +294,7 @@ class CameraWorker:
 
     def _count(self, camera: Camera, live: LiveFrame) -> None:
         now_s = time.monotonic()
+        camera.next_frame = live.frame.index + 1
         camera.stats.tracked += 1
         camera.stats.recent_tracked.add(1.0, now_s)
         camera.stats.step.add(now_s - live.arrived_s)
@@ -329,7 +331,7 @@ class CameraWorker:
         state = {
             "linker": linker.state(),
             "phrases": camera.phrases.state(),
-            "next_frame": camera.feed.next_index,
+            "next_frame": camera.next_frame,
             "tracked": camera.stats.tracked,
             "saved_wall_s": time.time(),
         }
@@ -363,7 +365,7 @@ class CameraWorker:
         camera.tracker = self._make_tracker(camera.stream_id, camera.linker.session)
         try:
             camera.tracker.restore(tracker_folder)
-        except RunError:
+        except Exception:
             LOGGER.exception("%s: the saved tracker cannot be read; ids start afresh", camera.stream_id)
             self._close_session(camera, "its state was lost")
         return self._announce(camera, state["next_frame"], state["saved_wall_s"])

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline import masks as mask_ops
 from pipeline.live.events import LiveResult
-from pipeline.render.draw import Drawer
+from pipeline.render.draw import Drawer, Scale
 from pipeline.results import FrameResult
 from pipeline.types import RLE, UInt8Array
 
@@ -27,10 +27,16 @@ class Painter:
             return None
         size = (live.picture.shape[0], live.picture.shape[1])
         if self._drawer is None or size != self._size:
-            self._drawer, self._size = Drawer(size, ("mask", "id")), size
+            self._drawer, self._size = Drawer(size, ("mask", "id"), _scale(size)), size
         image = np.array(live.picture)
         self._drawer.draw(image, scaled(live.result, size))
         return image
+
+
+def _scale(size: tuple[int, int]) -> Scale:
+    """Twice as bold as on a video: these pictures are looked at small, many side by side."""
+    usual = Scale.of(size)
+    return Scale(usual.stroke_px * 2, max(round(min(size) / 18), 10))
 
 
 def scaled(result: FrameResult, size: tuple[int, int]) -> FrameResult:

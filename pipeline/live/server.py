@@ -46,6 +46,8 @@ _EVENT_EVERY_S = 0.1
 _MAX_BODY_BYTES = 16_384
 _MAX_PHRASES, _MAX_PHRASE_CHARACTERS = 32, 200
 _STALE_AFTER_S = 30.0
+_PAST_EVENTS = 50
+"""What a new viewer is told of the past."""
 _NUM_COLOURS = 24
 """Then the palette begins again."""
 
@@ -302,7 +304,7 @@ class Page:
         if self._viewers >= self._service.config.live.max_viewers:
             return PlainTextResponse("too many viewers\n", 503)
         last = request.headers.get("last-event-id", "")
-        start = int(last) if last.isdecimal() else self._board.num_events
+        start = int(last) if last.isdecimal() else self._board.num_events - _PAST_EVENTS
         return StreamingResponse(self._feed(request, start), media_type="text/event-stream")
 
     async def _feed(self, request: Request, number: int) -> AsyncIterator[str]:
@@ -312,8 +314,12 @@ class Page:
                 for last, event in self._board.events_after(number):
                     number = last
                     yield f"id: {last}\nevent: event\ndata: {json.dumps(event.to_dict())}\n\n"
-                status = {"streams": self._board.status, "sinks": self._board.sinks}
-                status |= {"can_add": self._can_add, "now_wall_s": time.time()}
+                status: dict[str, Any] = {
+                    "streams": self._board.status,
+                    "sinks": self._board.sinks,
+                    "can_add": self._can_add,
+                    "now_wall_s": time.time(),
+                }
                 yield f"event: status\ndata: {json.dumps(status)}\n\n"
                 await asyncio.sleep(_EVENT_EVERY_S)
         finally:

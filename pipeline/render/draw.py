@@ -103,9 +103,9 @@ def contour(image: UInt8Array, cutout: Cutout, rgb: RGB, stroke_px: int) -> None
 class Drawer:
     """Draws the frames of one video in time order; remembers traces and label places of objects in view."""
 
-    def __init__(self, size: tuple[int, int], style: Collection[str] = STYLES) -> None:
+    def __init__(self, size: tuple[int, int], style: Collection[str] = STYLES, scale: Scale | None = None) -> None:
         self._style = check_style(style)
-        self._scale = Scale.of(size)
+        self._scale = scale or Scale.of(size)
         self._placer = Placer(size)
         self._paths: dict[int, deque[tuple[float, float, float]]] = {}
 

@@ -1,9 +1,9 @@
 """A small RTSP/1.0 server for tests: the standard library and PyAV, one H.264 track per camera, TCP and UDP.
 
-``python -m tests.live.rtsp_server PORT [--cameras N] [--fps F] [--size WxH] [--seconds S]`` serves ``/cam0 ... /camN-1`` and
-prints ``ready PORT``. It must be a process of its own: cameras die by being killed and freeze by SIGSTOP. Lines on stdin
-make trouble: ``garbage`` (random bytes instead of RTP for the next second), ``size WxH`` (another resolution from now on).
-Each picture shows moving shapes and, in its top rows, a bar code of the wall clock in milliseconds modulo 65536.
+``python -m tests.live.rtsp_server PORT [--cameras N] [--fps F] [--size WxH] [--seconds S]`` serves ``/cam0 ... /camN-1``
+and prints ``ready PORT``. It must be a process of its own: cameras die by being killed and freeze by SIGSTOP. Lines on
+stdin make trouble: ``garbage`` (random bytes instead of RTP for the next second), ``size WxH`` (another resolution from
+now on). Each picture shows moving shapes and, in its top rows, a bar code of the wall clock in ms modulo 65536.
 
 Written from RFC 2326 (RTSP), RFC 3550 (RTP) and RFC 6184 (H.264 over RTP, packetization-mode 1).
 """
@@ -184,7 +184,8 @@ class Session(socketserver.StreamRequestHandler):
 
     def _reply(self, request: dict[str, str], head: str, body: str = "", status: str = "200 OK") -> None:
         length = f"Content-Length: {len(body)}\r\n" if body else ""
-        text = f"RTSP/1.0 {status}\r\nCSeq: {request.get('cseq', '0')}\r\nSession: 1;timeout=60\r\n{head}{length}\r\n{body}"
+        first = f"RTSP/1.0 {status}\r\nCSeq: {request.get('cseq', '0')}\r\nSession: 1;timeout=60\r\n"
+        text = f"{first}{head}{length}\r\n{body}"
         with self.write_lock:
             self.wfile.write(text.encode())
 

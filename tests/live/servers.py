@@ -77,7 +77,8 @@ def http_server(answer: Handler) -> Iterator[str]:
             except OSError:
                 self.close_connection = True
 
-        do_POST = do_GET
+        def do_POST(self) -> None:
+            self.do_GET()
 
         def log_message(self, *_: object) -> None:
             return

@@ -1,4 +1,4 @@
-"""Real cameras: RTSP by a server of our own, MJPEG and playlists over HTTP, files; and everything that goes wrong with them."""
+"""Real cameras: RTSP by a server of our own, MJPEG and playlists over HTTP, files; and what goes wrong with them."""
 
 from __future__ import annotations
 
