@@ -2,6 +2,7 @@
 
 Training clips are short and wild; evaluation clips are 60 frames long, scripted by category and encoded to mp4.
     python -m models.recipe.clips --out clips/ --count 50
+    python -m models.recipe.clips --out models/tiny --demo
 """
 
 import argparse
@@ -164,7 +165,7 @@ def training_clip(rng: Rng, frames: int, size: int = SIZE) -> tuple[U8, U8]:
         things.append(replace(original, x=float(x), y=float(y), radius=original.radius * float(rng.uniform(0.9, 1.1))))
     speed = float(np.exp(rng.uniform(np.log(2), np.log(22)))) * size / SIZE
     actors = _actors(rng, things, speed, size)
-    rng.shuffle(actors)  # type: ignore[arg-type]
+    rng.shuffle(actors)
     if rng.random() < 0.35:
         screen = _screen(rng, size, rng.uniform(0.08, 0.3) * size, rng.uniform(0.3, 1.2) * size)
         x, y = rng.uniform(0, size, 2)
@@ -266,9 +267,30 @@ def encode(clip: Clip, path: Path, crf: int = 23) -> None:
         out.mux(stream.encode(None))
 
 
+def demo_clip(frames: int = 75) -> Clip:
+    """What `masklet demo` plays: a red circle, a blue star, a green triangle and two others cross each other."""
+    rng, size = np.random.default_rng([4, 77]), 336
+    cast = (("yellow", "square"), ("blue", "circle"), ("green", "triangle"), ("blue", "star"), ("red", "circle"))
+    things = [_named(rng, COLOURS.index(c), SHAPES.index(s), size) for c, s in cast]
+    ways = (
+        ((0.5, 0.85), (0.5, 0.8)),
+        ((0.9, 0.2), (0.8, 0.5)),
+        ((0.15, 0.75), (0.5, 0.6)),
+        ((0.85, 0.8), (0.5, 0.5)),
+        ((0.1, 0.2), (0.5, 0.4)),
+    )
+    paths = [_towards((a * size, b * size), (c * size, d * size), frames * 0.55) for (a, b), (c, d) in ways]
+    actors = [Actor(replace(t, look="solid"), p) for t, p in zip(things, paths, strict=True)]
+    images, ids = render(rng, actors, frames, size, drift=0.0)
+    wide = np.stack([cv2.resize(i, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for i in images])
+    labels = np.stack([cv2.resize(i, (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST) for i in ids])
+    return Clip(wide, labels, tuple(things), "thing", "demo")
+
+
 def visible(ids: U8, target: int) -> U8:
     """Which frames [T] show target (0-based) with enough pixels to count."""
-    return ((ids == target + 1).sum((1, 2)) >= MIN_PIXELS).astype(np.uint8)
+    shown: U8 = ((ids == target + 1).sum((1, 2)) >= MIN_PIXELS).astype(np.uint8)
+    return shown
 
 
 def main() -> None:
@@ -276,8 +298,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--demo", action="store_true", help="only demo.mp4")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.demo:
+        encode(demo_clip(), args.out / "demo.mp4")
+        return
     for seed, category in evaluation_set(args.count):
         clip = evaluation_clip(seed, category)
         encode(clip, args.out / f"{seed}.mp4")

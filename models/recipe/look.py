@@ -73,7 +73,7 @@ def sheet(tiny: Tiny, frames: Sequence[U8], phrases: Sequence[str], threshold: f
                 _paint(frame, scores[keep].numpy(), found.masks[p, keep].numpy(), f"{text} {float(presence[p]):.2f}")
             )
         rows.append(np.hstack(tiles))
-    return np.vstack(rows)
+    return np.asarray(np.vstack(rows))
 
 
 def main() -> None:

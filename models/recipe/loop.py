@@ -86,7 +86,7 @@ def descend(
 ) -> float:
     """One optimizer step at `rate` x each group's scale, skipped where the gradient is not finite -> gradient norm."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     norm = float(torch.nn.utils.clip_grad_norm_(params, clip))
     groups: list[dict[str, Any]] = optimizer.param_groups
     for group in groups:

@@ -152,6 +152,7 @@ def video_config(shape: Shape, vocabulary: int) -> Sam3VideoConfig:
         detector_config=detector_config(shape, vocabulary).to_dict(),
         tracker_config=tracker_config(shape).to_dict(),
         low_res_mask_size=4 * shape.grid,
+        fill_hole_area=0,  # SAM3's 16 pixels of a 288x288 mask are less than half a pixel here
     )
 
 
@@ -210,7 +211,7 @@ def fan_in_init(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _init_box_bias(decoder: nn.Module, slope: float = 6.0) -> None:
+def _init_box_bias(decoder: Any, slope: float = 6.0) -> None:
     """Start the box relative-position bias as -slope x (distance outside the box), so each query pools its own box.
 
     Its MLP sees (coordinate - near edge, coordinate - far edge): two ReLU units express this exactly.

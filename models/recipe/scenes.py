@@ -17,8 +17,8 @@ from models.recipe.vocabulary import HELD_OUT, N_COLOURS, N_SHAPES, SHAPES, Quer
 
 cv2.setNumThreads(1)
 Rng = np.random.Generator
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
+F32 = NDArray[Any]  # float32; numpy's stubs widen arithmetic with Python floats to float64
+U8 = NDArray[Any]  # uint8
 
 SIZE = 168
 MIN_PIXELS = 20  # a thing with fewer visible pixels is not asked about
@@ -124,7 +124,8 @@ _OUTLINES = {s: _outline(s) for s in SHAPES}
 
 def _place(points: F32, t: Thing) -> F32:
     c, s = np.cos(t.rotation), np.sin(t.rotation)
-    return (points @ np.array([[c, s], [-s, c]])) * (t.radius * np.array(t.stretch)) + np.array([t.x, t.y])
+    turned: F32 = points @ np.array([[c, s], [-s, c]])
+    return turned * (t.radius * np.array(t.stretch)) + np.array([t.x, t.y])
 
 
 def _fill(mask: U8, points: F32, value: int) -> None:
@@ -236,39 +237,40 @@ def _muted(rng: Rng, low: float = 25, high: float = 200) -> F32:
         hue, saturation = float(rng.uniform(5, 20)), float(rng.uniform(50, 150))
         value = min(value, 185.0) if saturation > 110 else value
     pixel = np.array([[[hue, saturation, value]]], np.uint8)
-    return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
+    return np.asarray(cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0], np.float32)
 
 
 def _noise(rng: Rng, size: int, cells: int, amplitude: float) -> F32:
     grid = amplitude * rng.standard_normal((cells, cells, 1)) + 0.35 * amplitude * rng.standard_normal(
         (cells, cells, 3)
     )
-    return cv2.resize(grid.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(cv2.resize(grid.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC))
 
 
 def _texture(rng: Rng, size: int) -> F32:
     """One material [S,S,3]: plaster, wood grain, cloth, tiles, grid paper or foliage."""
-    base = np.broadcast_to(_muted(rng), (size, size, 3)).astype(np.float32)
+    base: F32 = np.broadcast_to(_muted(rng), (size, size, 3)).astype(np.float32)
     kind = rng.choice(["plaster", "wood", "cloth", "tiles", "lines", "foliage"], p=[0.3, 0.2, 0.12, 0.12, 0.12, 0.14])
     if kind == "plaster":
         return base + _noise(rng, size, int(rng.choice([3, 6, 12, 24])), float(rng.uniform(3, 28)))
     if kind == "wood":
         grain = rng.standard_normal((int(rng.integers(20, 80)), 3, 1)).astype(np.float32) * rng.uniform(5, 20)
         rows = cv2.resize(grain, (size, size), interpolation=cv2.INTER_LINEAR)[..., None]
-        return base + (rows if rng.random() < 0.5 else rows.transpose(1, 0, 2))
+        return np.asarray(base + (rows if rng.random() < 0.5 else rows.transpose(1, 0, 2)))
     y, x = np.mgrid[:size, :size].astype(np.float32)
     if kind == "cloth":
         a, f = rng.uniform(0, np.pi), rng.uniform(0.15, 1.2)
-        return base + (rng.uniform(4, 22) * np.sin(f * (np.cos(a) * x + np.sin(a) * y)))[..., None].astype(np.float32)
+        weave = rng.uniform(4, 22) * np.sin(f * (np.cos(a) * x + np.sin(a) * y))
+        return np.asarray(base + weave[..., None].astype(np.float32))
     if kind == "foliage":
         fine, coarse = _noise(rng, size, int(rng.integers(20, 50)), 28), _noise(rng, size, 7, 20)
         return base * 0.6 + np.array([-5, 8, -8], np.float32) + fine + coarse
     step = float(rng.uniform(6, 40))
     if kind == "tiles":
         board = ((x // step + y // step) % 2).astype(np.float32)[..., None]
-        return base + (board - 0.5) * float(rng.uniform(10, 60))
+        return np.asarray(base + (board - 0.5) * float(rng.uniform(10, 60)))
     lines = ((x % step < 1.0) | (y % step < 1.0)).astype(np.float32)[..., None]
-    return base + lines * float(rng.choice([-1, 1])) * float(rng.uniform(20, 110))
+    return np.asarray(base + lines * float(rng.choice([-1, 1])) * float(rng.uniform(20, 110)))
 
 
 def _clutter(rng: Rng, image: F32, things: int) -> None:
@@ -303,7 +305,7 @@ def background(rng: Rng, size: int = SIZE) -> F32:
     image = image * (1 + rng.uniform(0, 0.7) * (np.cos(a) * x + np.sin(a) * y))[..., None].astype(np.float32)
     if rng.random() < 0.1:  # a white table
         image = image * 0.3 + 165
-    return np.clip(image, 0, 235)
+    return np.asarray(np.clip(image, 0, 235))
 
 
 # ------------------------------------------------------------------------------------------------ composing
@@ -390,10 +392,9 @@ def sample_pairs(rng: Rng, held_out: bool, rivals: bool) -> list[tuple[int, int]
         c, s = _random_pair(rng, range(N_COLOURS), range(N_SHAPES), False)
     same_colour = _random_pair(rng, [c], [v for v in range(N_SHAPES) if v != s], held_out)
     same_shape = _random_pair(rng, [v for v in range(N_COLOURS) if v != c], [s], held_out)
-    colours, shapes = [c, same_shape[0]], [s, same_colour[1]]
     extra_colour, extra_shape = int(rng.integers(N_COLOURS)), int(rng.integers(N_SHAPES))
     more = [
-        _pair_or(rng, [*colours, extra_colour], [*shapes, extra_shape], held_out)
+        _pair_or(rng, [c, same_shape[0], extra_colour], [s, same_colour[1], extra_shape], held_out)
         for _ in range(int(rng.integers(0, 4)))
     ]
     twin = [(c, s)] if rng.random() < 0.35 else []
@@ -410,7 +411,9 @@ def _pair_or(rng: Rng, colours: list[int], shapes: list[int], held_out: bool) ->
 
 def place_things(rng: Rng, pairs: Sequence[tuple[int, int]], size: int = SIZE) -> list[Thing]:
     """Things for `pairs`, none buried by a later one: each keeps at least 45 % of its own area in view."""
-    squash, things, kept = sample_squash(rng), [], []
+    squash = sample_squash(rng)
+    things: list[Thing] = []
+    kept: list[tuple[NDArray[Any], int]] = []
     for colour, shape in pairs:
         for attempt in range(8):
             t = sample_thing(rng, colour, shape, squash, size)
@@ -450,7 +453,7 @@ def camera(rng: Rng, image: F32) -> U8:
     out = np.clip(image, 0, 255).astype(np.uint8)
     if rng.random() < 0.35:
         _, code = cv2.imencode(".jpg", out, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 92))])
-        out = cv2.imdecode(code, cv2.IMREAD_COLOR)
+        return np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR))
     return out
 
 

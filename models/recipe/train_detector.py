@@ -68,7 +68,10 @@ def compose(rng: np.random.Generator, count: int, shape: Shape, exemplar_share: 
     """`count` fresh scenes with three prompts each; a share of second prompts becomes a box exemplar."""
     items = [scenes.sample_scene(rng, size=shape.image) for _ in range(count)]
     names, ltrb, covered = token_targets(items, shape.grid)
-    owner, texts, boxes, masked, masks, who, shown = [], [], [], [], [], [], []
+    owner: list[int] = []
+    texts: list[str] = []
+    boxes, masks, shown = list[Tensor](), list[Tensor](), list[Tensor]()
+    masked, who = list[int](), list[int]()
     for b, item in enumerate(items if prompts else []):
         drawn = int(rng.integers(2))
         for k, query in enumerate(scenes.sample_queries(rng, item)):

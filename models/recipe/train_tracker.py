@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ Features = list[Tensor]  # one frame's levels: [B,16,4g,4g], [B,32,2g,2g], [B,C,
 
 def build_tracker(shape: Shape) -> Sam3TrackerVideoModel:
     """A fresh tracker without a vision encoder; embeddings that transformers zeroes start small instead."""
-    model = Sam3TrackerVideoModel(tracker_config(shape), remove_vision_encoder=True)
+    model: Any = Sam3TrackerVideoModel(tracker_config(shape), remove_vision_encoder=True)
     fan_in_init(model)
     with torch.no_grad():
         for block in model.memory_encoder.memory_fuser.layers:
@@ -95,7 +96,7 @@ class FusedNeck(nn.Module):
 
 
 @torch.no_grad()
-def unfuse(neck: Sam3VisionNeck, tracker: Sam3TrackerVideoModel, shape: Shape) -> FusedNeck:
+def unfuse(neck: Any, shape: Shape) -> FusedNeck:
     """The `FusedNeck` that `export` wrote into a neck, to continue training from a folder."""
     fused, layers = FusedNeck(shape), neck.fpn_layers
     for theirs, mine in (
@@ -170,7 +171,8 @@ class Unroll:
             ),
             num_object_pointer_tokens=len(tokens),
         )
-        return out.reshape(n, s.grid**2, s.tracker).transpose(1, 2).reshape(n, s.tracker, s.grid, s.grid)
+        seen: Tensor = out.reshape(n, s.grid**2, s.tracker).transpose(1, 2).reshape(n, s.tracker, s.grid, s.grid)
+        return seen
 
     def __call__(
         self, frames: list[Features], first: Tensor, seen: Tensor | None = None
@@ -222,7 +224,9 @@ def _like_a_detection(rng: np.random.Generator, mask: NDArray[np.bool_], low: in
 
 def sample_tracks(rng: np.random.Generator, count: int, frames: int, each: int, shape: Shape) -> Tracks:
     """`count` clips with up to `each` tracks; only things clearly visible in the first frame are followed."""
-    images, masks, owner = [], [], []
+    images: list[NDArray[Any]] = []
+    masks: list[NDArray[np.bool_]] = []
+    owner: list[int] = []
     while len(images) < count:
         pictures, ids = clips.training_clip(rng, frames, shape.image)
         clear = [int(i) for i in np.unique(ids[0]) if i and (ids[0] == i).sum() >= 60]
