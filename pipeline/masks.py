@@ -38,7 +38,9 @@ def areas(rles: Sequence[RLE]) -> Int32Array:
     """``(N,)`` mask areas in pixels, without decoding."""
     if not rles:
         return np.zeros(0, np.int32)
-    return np.asarray(coco_mask.area([r.to_coco() for r in rles])).astype(np.int32).reshape(-1)
+    # pycocotools 2.0.11 counts the masks of a call in 8 bits under NumPy 2: more than 255 raise OverflowError.
+    calls = (coco_mask.area([r.to_coco() for r in rles[i : i + 255]]) for i in range(0, len(rles), 255))
+    return np.concatenate([np.asarray(areas_px) for areas_px in calls]).astype(np.int32)
 
 
 def rle_boxes(rles: Sequence[RLE]) -> Float32Array:

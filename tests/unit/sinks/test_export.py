@@ -132,6 +132,17 @@ def long_run(folder: Path, num_frames: int) -> None:
     writer.end_video(VideoEntry("long", "long.mp4", "done", size[1], size[0], "24/1", num_frames, num_frames, 10))
 
 
+def test_a_masklet_of_more_than_255_frames(tmp_path: Path) -> None:
+    """pycocotools' ``area`` takes at most 255 masks a call under NumPy 2."""
+    long_run(tmp_path / "run", 300)
+    run = open_run(tmp_path / "run")
+    export_run(run, ["ytvis", "saco", "parquet"], tmp_path / "out")
+    import_file(tmp_path / "out" / "ytvis", "ytvis", tmp_path / "back")
+    assert open_run(tmp_path / "back").table().equals(run.table())
+    (first, *_) = run.masklets()
+    assert mask_ops.areas(first.masks).tolist() == mask_ops.decode(first.masks).sum((1, 2)).tolist()
+
+
 PEAK = """
 import resource, sys
 from pathlib import Path
