@@ -1,9 +1,10 @@
 """A small RTSP/1.0 server for tests: the standard library and PyAV, one H.264 track per camera, TCP and UDP.
 
-``python -m tests.live.rtsp_server PORT [--cameras N] [--fps F] [--size WxH] [--seconds S]`` serves ``/cam0 ... /camN-1``
-and prints ``ready PORT``. It must be a process of its own: cameras die by being killed and freeze by SIGSTOP. Lines on
-stdin make trouble: ``garbage`` (random bytes instead of RTP for the next second), ``size WxH`` (another resolution from
-now on). Each picture shows moving shapes and, in its top rows, a bar code of the wall clock in ms modulo 65536.
+``python -m tests.live.rtsp_server PORT [--cameras N] [--fps F] [--size WxH] [--seconds S]`` serves ``/cam0``, ``/cam1``
+and so on, and prints ``ready PORT``. It must be a process of its own: cameras die by being killed and freeze by
+SIGSTOP. Lines on stdin make trouble: ``garbage`` (random bytes instead of RTP for the next second), ``size WxH``
+(another resolution from now on). Each picture shows moving shapes and, in its top rows, a bar code of the wall clock
+in milliseconds modulo 65536.
 
 Written from RFC 2326 (RTSP), RFC 3550 (RTP) and RFC 6184 (H.264 over RTP, packetization-mode 1).
 """

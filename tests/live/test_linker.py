@@ -1,4 +1,4 @@
-"""Events and final rows: births, confirmations, losses, returns, retractions, ends; and that nothing is kept for ever."""
+"""Events and final rows: births, confirmations, losses, returns, retractions, ends; and nothing kept for ever."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_ids_are_never_given_twice_and_forgotten_objects_leave_nothing_behind() 
         ended += linked.ended
         sizes.append(len(json.dumps(stream.state())))
     assert stream.num_masklets == 201
-    assert ended == list(range(0, 199))
+    assert ended == list(range(199))
     assert stream.num_lives <= 3
     assert max(sizes[3000:]) <= max(sizes[500:1000]) + 20
 

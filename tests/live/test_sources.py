@@ -282,19 +282,21 @@ def test_mpegts_over_tcp_is_never_taken_for_a_playlist() -> None:
     import socket
 
     asked: list[str] = []
-    with http_server(lambda request: asked.append(request.path)) as address:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+    with (
+        http_server(lambda request: asked.append(request.path)) as address,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+    ):
 
-            def hand_out() -> None:
-                connection, _ = listener.accept()
-                with connection:
-                    connection.sendall(f"#EXTM3U\n#EXTINF:1,\n{address}/x.ts\n#EXT-X-ENDLIST\n".encode() * 50)
+        def hand_out() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(f"#EXTM3U\n#EXTINF:1,\n{address}/x.ts\n#EXT-X-ENDLIST\n".encode() * 50)
 
-            thread = threading.Thread(target=hand_out)
-            thread.start()
-            with Driver(f"tcp://127.0.0.1:{listener.getsockname()[1]}") as driver:
-                assert driver.turn_until(lambda d: bool(d.lost))
-            thread.join(5)
+        thread = threading.Thread(target=hand_out)
+        thread.start()
+        with Driver(f"tcp://127.0.0.1:{listener.getsockname()[1]}") as driver:
+            assert driver.turn_until(lambda d: bool(d.lost))
+        thread.join(5)
     assert asked == []
 
 
