@@ -296,8 +296,10 @@ class Page:
     async def snapshot(self, request: Request) -> Response:
         """The latest picture with masks, ids and phrases."""
         stream_id = request.path_params["id"]
+        if stream_id not in self._service.sources:
+            return _unknown(stream_id)
         data = await run_in_threadpool(self._board.snapshot, stream_id)
-        return Response(data, media_type="image/jpeg") if data is not None else _unknown(stream_id)
+        return Response(data, media_type="image/jpeg") if data is not None else Response(status_code=204)
 
     async def events(self, request: Request) -> Response:
         """Server-sent events: ``event`` for each event, ``status`` a few times a second."""
