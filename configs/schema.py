@@ -67,7 +67,7 @@ class DetectorConfig(Section):
 
     score_threshold: Probability = Field(0.5, description="detections below are dropped")
     nms_iou: Probability = Field(0.1, description="mask IoU above which the weaker of two detections is dropped")
-    fill_hole_area_px: int = Field(16, ge=0, description="holes and islands up to this area, low-resolution pixels")
+    fill_hole_area_px: int = Field(16, ge=0, description="holes and islands up to this area, pixels of a 288 px mask")
     batch_frames: int = Field(4, ge=1, le=64, description="frames per call of the image encoder")
     veto_iou: Probability = Field(0.5, description="mask IoU with a --not-text detection that vetoes a detection")
     detections: str | None = Field(None, description="a file of detections to use instead of a model")
@@ -77,7 +77,6 @@ class TrackerConfig(Section):
     """Memory tracking and its heuristics (names and values: SAM3, section on the video predictor)."""
 
     name: str = Field("sam3_memory", description="sam3_memory | bytetrack")
-    mode: Literal["exact", "adaptive"] = Field("exact", description="exact: memory attention for every object")
     max_objects: int = Field(10_000, ge=1, description="live objects per stream; the best-scoring are kept")
     new_object_score: Probability = Field(0.7, description="a detection needs this score to start an object")
     match_iou: Probability = Field(0.1, description="an object overlapping a detection by less is another one")
@@ -96,8 +95,7 @@ class TrackerConfig(Section):
     recondition_with: Literal["tracked", "detected"] = "tracked"
     occlusion_suppress_iou: Probability = Field(0.7, description="overlap at which the lately hidden object yields")
     non_overlapping_memory: bool = Field(True, description="objects of one phrase share no pixel in memory")
-    fill_hole_area_px: int = Field(16, ge=0)
-    refresh_every_frames: int = Field(8, ge=1, description="adaptive: every object is propagated at least this often")
+    fill_hole_area_px: int = Field(16, ge=0, description="as in the detector, for what is tracked")
     high_score: Probability = Field(0.6, description="bytetrack: detections above are matched first")
     lost_frames: int = Field(30, ge=1, description="bytetrack: frames a lost object can still return")
 

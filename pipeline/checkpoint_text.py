@@ -20,7 +20,6 @@ from transformers.initialization import no_init_weights
 from transformers.models.sam3_lite_text.configuration_sam3_lite_text import Sam3LiteTextTextConfig
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextTextModel
 
-from configs.schema import ModelConfig
 from pipeline.checkpoint_files import DETECTOR, Weights
 from pipeline.errors import UsageError
 from pipeline.types import BoolArray, Prompts
@@ -89,7 +88,10 @@ def text_parameters(name: str) -> int:
     """Parameters of a model's text encoder, counted on the meta device (no weights are read); see :data:`COUNTED`.
 
     Args:
-        name: ``s0``, ``s1``, ``l`` and ``sam3`` from their published configurations; others are opened.
+        name: ``s0``, ``s1``, ``l`` or ``sam3``, from their published configurations.
+
+    Raises:
+        UsageError: another name.
     """
     if name in _PUBLISHED:
         published = Sam3LiteTextTextConfig(max_position_embeddings=LITETEXT_TOKENS, **_PUBLISHED[name])
@@ -97,9 +99,7 @@ def text_parameters(name: str) -> int:
     elif name == "sam3":
         config = Sam3Config()
     else:
-        from pipeline.checkpoints import open_checkpoint
-
-        config = open_checkpoint(ModelConfig(name=name)).config.detector_config
+        raise UsageError(f"no published text encoder {name!r}", "", f"choose one of: {', '.join(_PUBLISHED)}, sam3")
     with torch.device("meta"), no_init_weights():
         half = _build(config)
     return sum(p.numel() for part in (half.encoder, half.projection) for p in part.parameters())

@@ -250,13 +250,44 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
+@app.command(name="eval")
+@command
+def eval_(
+    output: Output,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN]", help="One run, or two to compare.")],
+    gt: Annotated[Path, typer.Option("--gt", metavar="PATH", help="Ground truth: a file, a folder or a run.")],
+    gt_format: Annotated[str, typer.Option(help="auto, coco, ytvis, saco, mot, mots, davis or run.")] = "auto",
+    metrics: Annotated[str, typer.Option(help="Comma-separated: hota, clear, identity, jf, cgf1, teta, ap.")] = (
+        "hota,clear,identity,jf"
+    ),
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write plots (PNG) here.")] = None,
+) -> int:
+    """Score a run against ground truth, per sequence, per phrase and overall; or compare two runs."""
+    from pipeline.errors import UsageError
+    from pipeline.groundtruth import evaluate_runs
+    from pipeline.plots import write_plots
+    from pipeline.store import open_run
+
+    if len(runs) > 2:
+        raise UsageError("more than two runs", str(runs[2]), "compare two at a time")
+    report = evaluate_runs([open_run(r) for r in runs], gt, gt_format, metrics.split(","))
+    files = write_plots(report, plots) if plots else []
+    table = Table(*report.columns(), box=None, header_style="bold", pad_edge=False)
+    for row in report.rows():
+        table.add_row(*row)
+    output.result({**report.to_dict(), "plots": [str(f) for f in files]}, table)
+    for note in report.notes:
+        output.stderr.print(f"note: {note}", highlight=False)
+    return 0
+
+
 @app.command()
 @command
 def view(
     output: Output,
     run: RunPath,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="HTML", help="Default: RUN/report.html.")] = None,
-    video_id: Annotated[str | None, typer.Option(help="Which video of the run; needed if it has several.")] = None,
+    video_id: Annotated[str | None, typer.Option(help="Only this video; default: all of the run.")] = None,
 ) -> int:
     """Write a self-contained HTML report: scrub the video, filter, click a masklet."""
     from pipeline.store import open_run

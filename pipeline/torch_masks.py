@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pipeline.types import Float32Array
 
+REFERENCE_SIDE_PX = 288
+"""Side of SAM3's low-resolution masks, for which its area limits are given."""
 _IOU_SLICE_PIXELS = 1 << 26
 """Mask pixels held as float32 at once (256 MB), so that hundreds of masks do not need gigabytes."""
 
@@ -137,3 +139,12 @@ def _small_components_device(masks: Tensor, up_to: Tensor, max_area: int) -> Ten
     count.scatter_add_(1, flat, unsettled.flatten(1).int() * (max_area + 1))
     small = (count <= up_to[:, None]).gather(1, flat).view(n, height, width)
     return small & masks
+
+
+def area_at(masks: Tensor, area_px: int) -> int:
+    """``area_px`` pixels of SAM3's 288 x 288 masks, in whole pixels of these ``(N, h, w)``.
+
+    A checkpoint with smaller masks has smaller objects in them: 16 pixels are a speck at 288 x 288 and a whole object
+    at 48 x 48.
+    """
+    return area_px * masks.shape[-2] * masks.shape[-1] // (REFERENCE_SIDE_PX**2)

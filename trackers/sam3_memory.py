@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.schema import TrackerConfig
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import RunError
 from pipeline.masks import boxes_to_masks
 from pipeline.telemetry import LOGGER
-from pipeline.torch_masks import fill_holes_and_islands, mask_iou
+from pipeline.torch_masks import area_at, fill_holes_and_islands, mask_iou
 from pipeline.types import Detections, Frame, FrameTracks, Int64Array
 from trackers.lifecycle import Evidence, Lifecycle, UpdatePlan
 from trackers.memory_bank import MemoryBank
@@ -54,7 +54,7 @@ class Sam3MemoryTracker:
     Args:
         parts: neck and tracker model, on their device and in their dtype; may be shared by several streams.
         features: the shared ViT's ``last_hidden_state`` of a frame, ``(1, tokens, C)``, on the same device.
-        config: heuristics; ``mode: adaptive`` is refused.
+        config: heuristics.
         session: see :class:`pipeline.types.FrameTracks`.
 
     Frames that arrive are consecutive to the tracker, whatever their ``index``. Ids start at 1.
@@ -69,8 +69,6 @@ class Sam3MemoryTracker:
         stream_id: str,
         session: int = 0,
     ) -> None:
-        if config.mode != "exact":
-            raise ConfigError(f"not available yet: {config.mode}", "tracker.mode", "use exact")
         self._config, self._features = config, features
         self._stream_id, self._session = stream_id, session
         self._heads = SamHeads(parts.neck, parts.model)
@@ -143,10 +141,7 @@ class Sam3MemoryTracker:
         if vision is None:
             return self._heads.nothing()
         tracked = self._heads.propagate(vision, self._bank.read(self._step, self._heads.max_rows))
-        if self._config.fill_hole_area_px == 0:
-            return tracked
-        logits = fill_holes_and_islands(tracked.logits, self._config.fill_hole_area_px)
-        return Decoded(logits, tracked.object_logit, tracked.pointer)
+        return Decoded(self._filled(tracked.logits), tracked.object_logit, tracked.pointer)
 
     def _evidence(self, tracked: Decoded, found: Detections, det_logits: Tensor, *, detector_ran: bool) -> Evidence:
         """Overlaps, emptiness and finiteness, brought to the host in one transfer."""
@@ -197,13 +192,16 @@ class Sam3MemoryTracker:
     def _mask(self, rows: Any) -> Tensor:
         return torch.from_numpy(rows).to(self._device)[:, None, None]
 
+    def _filled(self, logits: Tensor) -> Tensor:
+        """Masks ``(N, h, w)`` without specks, in the mask and in its holes."""
+        area = area_at(logits, self._config.fill_hole_area_px)
+        return fill_holes_and_islands(logits, area) if area and len(logits) else logits
+
     def _outcome(
         self, plan: UpdatePlan, withdrawn: Any, evidence: Evidence, shown: Tensor, det_logits: Tensor
     ) -> LowResTracks:
         """Survivors that are not hidden, then newcomers with their detection's mask."""
-        born = det_logits[plan.new]
-        if self._config.fill_hole_area_px and len(born):
-            born = fill_holes_and_islands(born, self._config.fill_hole_area_px)
+        born = self._filled(det_logits[plan.new])
         score = 1 / (1 + np.exp(-evidence.object_logit[plan.keeps].astype(np.float64)))
         visible = np.concatenate([~plan.hidden[plan.keeps], np.ones(len(plan.new), bool)])
         logits = torch.cat([shown[np.flatnonzero(plan.keeps)], born])

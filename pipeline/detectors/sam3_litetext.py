@@ -21,7 +21,7 @@ from configs.schema import DetectorConfig
 from pipeline.checkpoints import Checkpoint
 from pipeline.detectors.sam3_network import Sam3Network
 from pipeline.errors import UsageError
-from pipeline.torch_masks import fill_holes_and_islands, greedy_nms, mask_iou
+from pipeline.torch_masks import area_at, fill_holes_and_islands, greedy_nms, mask_iou
 from pipeline.types import BoxPrompt, Detections, Float32Array, Frame, Prompts, UInt8Array
 
 _PAIRS_PER_CALL = 32
@@ -189,7 +189,8 @@ class Sam3LiteTextDetector:
         ]
         chosen = np.concatenate(kept)
         index = torch.from_numpy(chosen).to(self._device)
-        masks = fill_holes_and_islands(hits.masks[index], self._config.fill_hole_area_px).cpu().numpy()
+        raw = hits.masks[index]
+        masks = fill_holes_and_islands(raw, area_at(raw, self._config.fill_hole_area_px)).cpu().numpy()
         boxes = hits.boxes[index].cpu().numpy()
         found, start = [], 0
         for frame, rows in zip(frames, kept, strict=True):

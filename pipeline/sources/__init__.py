@@ -1,0 +1,1 @@
+"""Where frames come from: files and everything that names them, live feeds."""
