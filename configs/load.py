@@ -82,12 +82,12 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError("a configuration is a mapping of sections", str(path), f"got {type(tree).__name__}")
     parent = tree.pop("extends", None)
-    tree = _substitute(tree, str(path))
+    own: dict[str, Any] = _substitute(tree, str(path))
     if parent is None:
-        return tree
+        return own
     beside = path.parent / str(parent)
     base = _read(beside if beside.is_file() else _find(str(parent)), (*seen, path.resolve()))
-    _merge(base, tree)
+    _merge(base, own)
     return base
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from rich.table import Table
 
 from pipeline.console import LiveProgress, Output, command
+from pipeline.live.command import stream
 
 app = typer.Typer(
     name="masklet",
@@ -225,6 +227,7 @@ def import_(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="RUN", help="The run folder to write.")],
     text: Annotated[str, typer.Option(help="The phrase of objects in formats that hold none.")] = "object",
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, for formats that hold none.")] = None,
+    fps: Annotated[str | None, typer.Option(help="Frame rate, such as 25 or 30000/1001, where none is stated.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that exists.")] = False,
 ) -> int:
     """Take in other tools' results or ground truth as a run folder."""
@@ -232,14 +235,27 @@ def import_(
 
     from pipeline import sinks
 
-    report = sinks.import_file(file, format_, out, text=text, size=_size(size), overwrite=overwrite)
+    report = sinks.import_file(file, format_, out, text=text, size=_size(size), fps=_fps(fps), overwrite=overwrite)
     lines = [f"{report.num_videos} video(s), {report.num_masklets} masklets in {out}", *report.notes]
     output.result(asdict(report), "\n".join(lines))
     return 0
 
 
+def _fps(text: str | None) -> Fraction | None:
+    """A frame rate as an exact fraction."""
+    from pipeline.errors import UsageError
+
+    try:
+        rate = Fraction(text) if text is not None else None
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if rate is not None and rate <= 0:
+        raise UsageError(f"bad frame rate {text!r}", "--fps", "write 25 or 30000/1001")
+    return rate
+
+
 def _size(text: str | None) -> tuple[int, int] | None:
-    """``(height, width)`` of ``WIDTHxHEIGHT``."""
+    """``(width, height)`` of ``WIDTHxHEIGHT``."""
     from pipeline.errors import UsageError
 
     if text is None:
@@ -247,7 +263,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     width, _, height = text.lower().partition("x")
     if not (width.isdigit() and height.isdigit()):
         raise UsageError(f"bad size {text!r}", "--size", "write WIDTHxHEIGHT, such as 1920x1080")
-    return int(height), int(width)
+    return int(width), int(height)
 
 
 @app.command(name="eval")
@@ -272,9 +288,9 @@ def eval_(
         raise UsageError("more than two runs", str(runs[2]), "compare two at a time")
     report = evaluate_runs([open_run(r) for r in runs], gt, gt_format, metrics.split(","))
     files = write_plots(report, plots) if plots else []
-    table = Table(*report.columns(), box=None, header_style="bold", pad_edge=False)
+    table = Table("", "", "", *report.columns(), box=None, header_style="bold", pad_edge=False)
     for row in report.rows():
-        table.add_row(*row)
+        table.add_row(row.level, row.name, row.kind, *row.cells)
     output.result({**report.to_dict(), "plots": [str(f) for f in files]}, table)
     for note in report.notes:
         output.stderr.print(f"note: {note}", highlight=False)
@@ -351,6 +367,9 @@ def prepare(
     merge(load_config(None, (), {"model": {"name": model, "tracker_from": tracker_from}}).model, out)
     output.result({"model": str(out)}, f"wrote {out}: use it with --model {out}")
     return 0
+
+
+app.command()(stream)
 
 
 def main() -> None:

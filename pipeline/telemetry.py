@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ LOGGER = logging.getLogger("masklet")
 class StageTimes:
     """Wall-clock seconds per stage; two of them merge with ``+``."""
 
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -28,7 +27,7 @@ class StageTimes:
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def waiting(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Pass ``items`` on and add the time spent waiting for each to this stage."""
@@ -42,11 +41,13 @@ class StageTimes:
             yield item
 
     def __add__(self, other: StageTimes) -> StageTimes:
-        return StageTimes(self.seconds + other.seconds)
+        names = [*self.seconds, *(n for n in other.seconds if n not in self.seconds)]
+        return StageTimes({n: self.seconds.get(n, 0.0) + other.seconds.get(n, 0.0) for n in names})
 
     def rounded(self) -> dict[str, float]:
         """Seconds by stage, to milliseconds, largest first."""
-        return {name: round(s, 3) for name, s in self.seconds.most_common()}
+        longest_first = sorted(self.seconds.items(), key=lambda item: -item[1])
+        return {name: round(s, 3) for name, s in longest_first}
 
 
 def setup_logging(level: str) -> None:

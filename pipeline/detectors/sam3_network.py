@@ -221,4 +221,5 @@ class Sam3Network:
 def _as_image(states: Tensor) -> Tensor:
     """``(B, h*w, C)`` to ``(B, C, h, w)``; pictures are square."""
     side = math.isqrt(states.shape[1])
-    return states.transpose(1, 2).unflatten(2, (side, side))
+    image: Tensor = states.transpose(1, 2).unflatten(2, (side, side))
+    return image

@@ -176,7 +176,8 @@ class _Coco:
         if box:
             if not isinstance(box, list) or len(box) != 4:
                 raise FormatError("bbox must be [x, y, width, height]", where)
-            xyxy = _xyxy(*(_number(v, where) for v in box), where)
+            left, top, width, height = (_number(v, where) for v in box)
+            xyxy = _xyxy(left, top, width, height, where)
         rle = _coco_rle(segmentation, where) if segmentation else None
         if xyxy is None and rle is None:
             raise FormatError("a detection has neither bbox nor segmentation", where)

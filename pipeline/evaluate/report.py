@@ -98,6 +98,11 @@ class Comparison:
     first: EvalReport
     second: EvalReport
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know about the scores, of both reports."""
+        return tuple(dict.fromkeys((*self.first.notes, *self.second.notes)))
+
     def differences(self) -> dict[str, Any]:
         """Second minus first, in the shape of the reports: overall, per video, per phrase."""
         return {
