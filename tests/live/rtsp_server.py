@@ -29,21 +29,21 @@ import numpy as np
 
 Sender = Callable[[bytes], None]
 MTU = 1400
-BAR_ROWS, BAR_BITS = 16, 16
+BAR_SHARE, BAR_BITS = 12, 16
 COLOURS = ((220, 40, 40), (40, 80, 220), (40, 170, 70))
 
 
 def picture(width: int, height: int, t_s: float, clock_ms: int) -> np.ndarray:
-    """Three discs (red, blue, green) on slow paths over a grey ground, and the clock as a bar code on top."""
+    """Three discs (red, blue, green) that never touch, over a grey ground, and the clock as a bar code on top."""
     image = np.full((height, width, 3), 150, np.uint8)
-    radius = height // 8
+    radius, bar = height // 10, height // BAR_SHARE
     for k, colour in enumerate(COLOURS):
         x = width * (0.5 + 0.32 * np.sin(0.5 * t_s + 2.1 * k))
-        y = height * (0.3 + 0.22 * k + 0.05 * np.cos(0.7 * t_s + k))
+        y = height * (0.24 + 0.28 * k + 0.02 * np.cos(0.7 * t_s + k))
         cv2.circle(image, (round(x), round(y)), radius, colour, -1)
     step = width // BAR_BITS
     for bit in range(BAR_BITS):
-        image[:BAR_ROWS, bit * step : (bit + 1) * step] = 255 if clock_ms >> bit & 1 else 0
+        image[:bar, bit * step : (bit + 1) * step] = 255 if clock_ms >> bit & 1 else 0
     return image
 
 
@@ -51,7 +51,7 @@ def read_clock(image: np.ndarray) -> int:
     """The clock in a picture, milliseconds modulo 65536."""
     height, width = image.shape[:2]
     step = width // BAR_BITS
-    row = image[BAR_ROWS // 2 if height > BAR_ROWS else 0].mean(-1)
+    row = image[height // BAR_SHARE // 2].mean(-1)
     return sum(1 << bit for bit in range(BAR_BITS) if row[bit * step + step // 2] > 127)
 
 
