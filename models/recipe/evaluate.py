@@ -292,6 +292,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--clips", type=int, default=50)
     parser.add_argument("--only", choices=["detection", "memory", "pipeline"])
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the pipeline")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -306,7 +307,7 @@ def main() -> None:
     if args.only in (None, "pipeline"):
         from models.recipe.evaluate_tracking import pipeline_table
 
-        figures["pipeline"] = pipeline_table(args.model, args.clips)
+        figures["pipeline"] = pipeline_table(args.model, args.clips, args.set)
     for title, table in figures.items():
         print_table(title, table)
     print(f"\nmeasured in {time.time() - start:.0f} s")

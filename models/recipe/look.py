@@ -52,7 +52,7 @@ def _paint(frame: U8, scores: NDArray[np.float32], masks: NDArray[np.float32], c
             )
     cv2.putText(tile, caption, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 3)
     cv2.putText(tile, caption, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1)
-    return tile
+    return np.asarray(tile)
 
 
 @torch.no_grad()

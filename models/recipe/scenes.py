@@ -125,7 +125,7 @@ _OUTLINES = {s: _outline(s) for s in SHAPES}
 def _place(points: F32, t: Thing) -> F32:
     c, s = np.cos(t.rotation), np.sin(t.rotation)
     turned: F32 = points @ np.array([[c, s], [-s, c]])
-    return turned * (t.radius * np.array(t.stretch)) + np.array([t.x, t.y])
+    return np.asarray(turned * (t.radius * np.array(t.stretch)) + np.array([t.x, t.y]))
 
 
 def _fill(mask: U8, points: F32, value: int) -> None:

@@ -160,7 +160,7 @@ def parameter_groups(model: Sam3LiteTextModel, heads: TokenHeads, stage: str, vi
             for n, p in model.named_parameters()
             if "fpn_layers.3" not in n and "text_encoder.projection" not in n
         ]
-    named += list(heads.named_parameters(prefix="heads"))
+    named = [(n, p) for n, p in (*named, *heads.named_parameters(prefix="heads")) if p.requires_grad]
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, p in named:
         decays = p.dim() > 1 and "embed" not in name and "reference" not in name
@@ -181,6 +181,7 @@ def _start(args: argparse.Namespace, shape: Shape) -> tuple[Sam3LiteTextModel, T
         model.load_state_dict(saved["model"])
         heads.load_state_dict(saved["heads"])
     training_mode(model)
+    model.vision_encoder.backbone.requires_grad_(args.vit_scale > 0)
     return model, heads
 
 
@@ -253,7 +254,7 @@ def main() -> None:
     parser.add_argument("--resume", default="", help="checkpoint of an earlier run or stage")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1.1e-3)
-    parser.add_argument("--vit-scale", type=float, default=0.7)
+    parser.add_argument("--vit-scale", type=float, default=0.7, help="rate of the image encoder; 0 freezes it")
     parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--clip", type=float, default=2.0)
     parser.add_argument("--token-weight", type=float, default=0.7)
