@@ -19,6 +19,9 @@ from pipeline.errors import ConfigError
 FOLDER = Path(__file__).parent
 """Where the packaged presets live; ``--config fast`` means ``configs/fast.yaml``."""
 
+TINY = "tiny"
+"""The built-in model, and the preset that suits it."""
+
 _ENV = re.compile(r"\$\{ENV:([A-Za-z_][A-Za-z0-9_]*)\}")
 _NOT_IN_RESULTS = ("sources", "output", "decode", "live")
 """Sections that cannot change a row; a run may be resumed with other values there."""
@@ -26,6 +29,8 @@ _NOT_IN_RESULTS = ("sources", "output", "decode", "live")
 
 def load_config(file: str | None = None, sets: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:
     """The effective configuration: defaults, then ``file``, then ``sets`` (``section.key=value``), then ``values``.
+
+    The tiny model has defaults of its own (``configs/tiny.yaml``).
 
     Args:
         file: a YAML file, or the name of a packaged preset (``default``, ``fast``, ``accurate``, ``live``).
@@ -40,7 +45,12 @@ def load_config(file: str | None = None, sets: Sequence[str] = (), values: Mappi
         _merge(tree, _parse_set(assignment))
     _merge(tree, _without_none(values or {}))
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
+        if config.model.name != TINY:
+            return config
+        suited = _read(FOLDER / f"{TINY}.yaml", ())
+        _merge(suited, tree)
+        return Config.model_validate(suited)
     except ValidationError as error:
         raise _readable(error, file) from None
 

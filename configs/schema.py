@@ -92,7 +92,9 @@ class TrackerConfig(Section):
     recondition_every_frames: int = Field(16, ge=0, description="0 switches reconditioning off")
     recondition_score: Probability = Field(0.8, description="detection confidence that may recondition")
     recondition_iou: Probability = Field(0.8, description="mask IoU of detection and object that may recondition")
-    recondition_with: Literal["tracked", "detected"] = "tracked"
+    recondition_with: Literal["tracked", "detected"] = Field(
+        "detected", description="which mask becomes memory; detected: as facebook/sam3's published configuration"
+    )
     occlusion_suppress_iou: Probability = Field(0.7, description="overlap at which the lately hidden object yields")
     non_overlapping_memory: bool = Field(True, description="objects of one phrase share no pixel in memory")
     fill_hole_area_px: int = Field(16, ge=0, description="as in the detector, for what is tracked")

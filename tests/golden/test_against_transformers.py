@@ -213,6 +213,7 @@ def test_with_arrivals_removals_and_reconditioning_masks_agree(seed: int, num_pr
         model,
         TrackerConfig(
             recondition_every_frames=4,
+            recondition_with="tracked",
             fill_hole_area_px=0,
             suppress_unmatched_only_within_hotstart=only_in_hotstart,
             keep_alive_init_frames=3,

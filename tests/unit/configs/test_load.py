@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 
 from configs.load import digest, load_config, presets, to_yaml
-from configs.schema import Config
+from configs.schema import Config, ModelConfig
 from pipeline.errors import ConfigError
 
 
 def test_defaults_are_the_schema() -> None:
-    assert load_config() == Config()
-    assert load_config("default") == Config()
+    assert load_config(None, ["model.name=s0"]) == Config(model=ModelConfig(name="s0"))
+    assert load_config() == load_config("default")
+
+
+def test_the_tiny_model_has_defaults_of_its_own_below_the_users() -> None:
+    assert load_config().tracker.recondition_every_frames == 1
+    assert load_config(None, ["tracker.recondition_every_frames=5"]).tracker.recondition_every_frames == 5
+    assert load_config(None, ["model.name=s0"]).tracker.recondition_every_frames == 16
 
 
 @pytest.mark.parametrize("name", presets())
@@ -76,7 +82,7 @@ def test_bad_assignments(assignment: str) -> None:
 
 
 def test_digest_tells_what_changes_rows() -> None:
-    base = digest(Config())
+    base = digest(load_config())
     assert digest(load_config(None, ["prompts=[cat]"])) != base
     assert digest(load_config(None, ["tracker.new_object_score=0.6"])) != base
     assert digest(load_config(None, ["decode.batch_frames=4"])) == base
