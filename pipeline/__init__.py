@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.api import track as track
+    from pipeline.live.run import stream as stream
     from pipeline.results import FrameResult as FrameResult
     from pipeline.segmentation import segment as segment
     from pipeline.store import Run as Run
@@ -24,10 +25,11 @@ _WHERE = {
     "Run": "pipeline.store",
     "open_run": "pipeline.store",
     "segment": "pipeline.segmentation",
+    "stream": "pipeline.live.run",
     "track": "pipeline.api",
 }
 
-__all__ = ["FrameResult", "Run", "open_run", "segment", "track"]
+__all__ = ["FrameResult", "Run", "open_run", "segment", "stream", "track"]
 
 
 def __getattr__(name: str) -> Any:

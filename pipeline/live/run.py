@@ -9,17 +9,17 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from configs.load import digest, to_yaml
+from configs.load import digest, load_config, to_yaml
 from configs.schema import Config
-from pipeline.api import encode_prompts, masklet_version, model_identity
-from pipeline.decode import redact
+from pipeline.api import encode_prompts, masklet_version, model_identity, option_values
 from pipeline.errors import RunInterruptedError, UsageError
 from pipeline.live.board import Board
+from pipeline.live.events import Event, LiveResult
 from pipeline.live.linker import LinkerConfig
 from pipeline.live.server import serve
 from pipeline.live.service import StreamService, all_failed
@@ -150,24 +150,31 @@ def _token(options: StreamOptions) -> str | None:
 
 
 def _service(config: Config, options: StreamOptions, specs: Sequence[CameraSpec], models: Models) -> StreamService:
-    worker = CameraWorker(
+    run = _open_run(config, options, specs) if options.out is not None else None
+    return StreamService(
+        config,
+        _worker(config, models),
+        models.encode,
+        _outlets(config, options),
+        board=Board() if options.serve is not None else None,
+        input_size=_input_size(models),
+        run=run,
+    )
+
+
+def _worker(config: Config, models: Models) -> CameraWorker:
+    return CameraWorker(
         models.detector,
         models.make_tracker,
         linker_config(config),
         batch_frames=config.detector.batch_frames,
         max_gap_s=config.live.max_gap_s,
     )
-    run = _open_run(config, options, specs) if options.out is not None else None
+
+
+def _input_size(models: Models) -> tuple[int, int] | None:
     size = getattr(models.detector, "image_size", None)
-    return StreamService(
-        config,
-        worker,
-        models.encode,
-        _outlets(config, options),
-        board=Board() if options.serve is not None else None,
-        input_size=(size, size) if size else None,
-        run=run,
-    )
+    return (size, size) if size else None
 
 
 def _outlets(config: Config, options: StreamOptions) -> list[Outlet]:
@@ -232,11 +239,54 @@ def _signals(stop: threading.Event) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def shown_options(options: StreamOptions) -> StreamOptions:
-    """The options without credentials, for logs."""
-    return replace(
-        options,
-        urls=tuple(redact(u) for u in options.urls),
-        sinks=tuple(redact(s) for s in options.sinks),
-        token="***" if options.token else None,
-    )
+def stream(
+    urls: str | Sequence[str],
+    text: str | Sequence[str] = (),
+    *,
+    latency: int | None = None,
+    model: str | None = None,
+    tracker: str | None = None,
+    device: str | None = None,
+    realtime: bool = False,
+    config: str | None = None,
+    set: Sequence[str] = (),  # noqa: A002 - the command line's name
+) -> Iterator[LiveResult | Event]:
+    """Follow cameras from Python: frames (:class:`LiveResult`, rows in ``.result``) and events as they become final.
+
+    A generator with flat memory; closing it lets the cameras go. Tracking happens between two items: while the caller
+    works, frames are dropped as the configuration says, not queued.
+
+    Args:
+        urls: a URL, webcam number or file, or several.
+        text: the phrases to find.
+        latency: frames of hotstart; 0 for rows at once and events for what is taken back.
+        model: ``tiny`` (default), ``s0`` and so on.
+        tracker: ``sam3_memory`` (default) or ``bytetrack``.
+        device: ``auto``, ``cpu``, ``cuda``.
+        realtime: play files at their own speed.
+        config: a YAML file or preset; default ``live``.
+        set: further assignments, ``section.key=value``.
+
+    Raises:
+        MaskletError: see :mod:`pipeline.errors`.
+    """
+    phrases = [text] if isinstance(text, str) else list(text)
+    values = option_values(text=phrases, model=model, tracker=tracker, device=device)
+    values["live"] = {"latency_frames": latency}
+    effective = live_config(load_config(config or "live", set, values))
+    listed = (urls,) if isinstance(urls, str) else tuple(urls)
+    return _items(effective, StreamOptions(urls=listed, realtime=realtime), load(effective))
+
+
+def _items(config: Config, options: StreamOptions, models: Models) -> Iterator[LiveResult | Event]:
+    specs = parse_cameras(options.urls, realtime=options.realtime)
+    service = StreamService(config, _worker(config, models), models.encode, [], input_size=_input_size(models))
+    try:
+        yield from service.drain()
+        for spec in specs:
+            service.add_camera(spec, config.prompts)
+        while not service.is_over:
+            service.turn()
+            yield from service.drain()
+    finally:
+        service.close(interrupted=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -60,6 +61,7 @@ class StreamService:
         self._commands: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._wants_pictures = board is not None or any(o.wants_pictures for o in outlets)
         self._saved_s = self._shown_s = time.monotonic()
+        self._drained: list[Item] = []
         self._flushing: tuple[threading.Event, list[Callable[[], None]]] | None = None
         self.last_turn_s = time.monotonic()
         """When the loop last went round."""
@@ -94,11 +96,18 @@ class StreamService:
         """Let a camera go; its rows so far stay."""
         camera = self.worker.cameras[stream_id]
         self._deliver([self.worker.remove(stream_id, "the camera was taken off")])
+        self._drop_state(stream_id)
         source = self.sources.pop(stream_id)
         if self.run_folder is not None:
             self.run_folder.manifest.put(self._entry(camera, source))
         if self.board is not None:
             self.board.remove(stream_id)
+
+    def _drop_state(self, stream_id: str) -> None:
+        """Nothing goes on from a stream that has ended."""
+        folder = self._state_folder(stream_id)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def set_prompts(self, stream_id: str, prompts: Prompts) -> None:
         """Look for other phrases on this camera."""
@@ -120,16 +129,25 @@ class StreamService:
     def run(self, stop: threading.Event, *, until_ended: bool = True) -> None:
         """Track until ``stop`` is set or, with ``until_ended``, every camera has ended or failed."""
         while not stop.is_set():
-            self.last_turn_s = time.monotonic()
-            self._wake.clear()
-            self._obey()
-            outputs, num_tracked = self.worker.step()
-            self._deliver(outputs)
-            self._look_after()
-            if until_ended and self._all_over():
+            self.turn()
+            if until_ended and self.is_over:
                 return
-            if num_tracked == 0:
-                self._wake.wait(_IDLE_S)
+
+    def turn(self) -> None:
+        """Go round once: commands, one step of the worker, what is due; waits a little if no frame was ready."""
+        self.last_turn_s = time.monotonic()
+        self._wake.clear()
+        self._obey()
+        outputs, num_tracked = self.worker.step()
+        self._deliver(outputs)
+        self._look_after()
+        if num_tracked == 0 and not self.is_over:
+            self._wake.wait(_IDLE_S)
+
+    def drain(self) -> list[Item]:
+        """What was handed out since the last call, for a caller that turns the service itself and has no outlets."""
+        items, self._drained = self._drained, []
+        return items
 
     def _obey(self) -> None:
         while True:
@@ -145,14 +163,19 @@ class StreamService:
     def _deliver(self, outputs: Sequence[CameraOutput]) -> None:
         for output in outputs:
             items: list[Item] = [*output.results, *output.events]
+            if not self.outlets:
+                self._drained = [*self._drained, *items][-self.config.live.sink_queue :]
             for outlet in self.outlets:
                 for item in items:
                     outlet.put(item)
             if self.board is not None:
                 self.board.show(output.stream_id, output.results, output.events)
 
-    def _all_over(self) -> bool:
-        return all(s.state in (State.ENDED, State.FAILED) and not len(s.slot) for s in self.sources.values())
+    @property
+    def is_over(self) -> bool:
+        """Whether every camera has ended or failed, and nothing waits."""
+        sources = self.sources.values()
+        return all(s.state in (State.ENDED, State.FAILED) and not len(s.slot) for s in sources)
 
     def _look_after(self) -> None:
         """What is due from time to time."""
@@ -226,6 +249,7 @@ class StreamService:
                 source.state, source.error = State.WAITING, "interrupted"
             else:
                 self._deliver([self.worker.suspend(stream_id)])
+                self._drop_state(stream_id)
         for outlet in self.outlets:
             outlet.close(_CLOSE_TIMEOUT_S)
         self._commit_state(commits)

@@ -18,7 +18,8 @@ import torch
 from configs.load import load_config
 from pipeline import api
 from pipeline.errors import RunExistsError, SourceError, UsageError
-from pipeline.live.run import StreamOptions, live_config, run_stream
+from pipeline.live.events import Event, LiveResult
+from pipeline.live.run import StreamOptions, live_config, run_stream, stream
 from pipeline.store import open_run
 from tests.live.running import fake_models, live
 from tests.live.servers import RtspProcess, wait_for
@@ -62,6 +63,7 @@ def test_files_to_their_end_several_at_once_one_of_them_broken(tmp_path: Path) -
     run = open_run(tmp_path / "run")
     assert {v.video_id: v.status for v in run.videos} == {"a": "done", "b": "done", "bad": "failed"}
     assert run.manifest.status == "complete"
+    assert not list((tmp_path / "run" / "state").glob("*/current.json"))
     assert sorted(set(run.table("a")["frame"].to_pylist())) == list(range(15))
 
 
@@ -152,3 +154,13 @@ def test_a_broken_camera_does_not_slow_the_others(tmp_path: Path) -> None:
     assert len(frames) == 3
     assert max(frames.values()) - min(frames.values()) <= 0.35 * max(frames.values())
     assert min(frames.values()) >= 0.5 * 5 * seconds
+
+
+def test_stream_from_python_gives_frames_and_events(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "discs.mp4", num_frames=20, size=(144, 192))
+    items = list(
+        stream(str(path), ["red circle", "blue circle"], tracker="bytetrack", device="cpu", set=["device.threads=1"])
+    )
+    frames = [i.result.index for i in items if isinstance(i, LiveResult)]
+    assert frames == list(range(20))
+    assert {i.kind for i in items if isinstance(i, Event)} >= {"born", "confirmed", "ended"}
