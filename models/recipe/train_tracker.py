@@ -107,8 +107,7 @@ def unfuse(neck: Any, shape: Shape) -> FusedNeck:
         mine.load_state_dict(theirs.state_dict())
     for layer, conv in zip(layers, (fused.c0, fused.c1, fused.c2), strict=False):
         out, inside = conv.weight.shape[:2]
-        conv.weight.copy_(layer.proj2.weight[:out, :inside])
-        conv.bias.copy_(layer.proj2.bias[:out])
+        conv.load_state_dict({"weight": layer.proj2.weight[:out, :inside], "bias": layer.proj2.bias[:out]})
     return fused
 
 
