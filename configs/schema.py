@@ -108,7 +108,7 @@ class TrackerConfig(Section):
         return self
 
 
-Duration = Annotated[str, Field(pattern=r"^\d+(\.\d*)?s?$", description="seconds, as `60s`")]
+Duration = Annotated[str, Field(pattern=r"^(\d+(\.\d*)?|\.\d+)s?$", description="seconds, as `60s`")]
 
 
 class ChunkConfig(Section):
