@@ -141,15 +141,16 @@ class Outlet:
                 return
 
     def _write(self, items: list[Item]) -> None:
-        before = self.num_lost
         try:
-            self.num_lost += self._sink.write(items)
-            self.num_written += len(items) - (self.num_lost - before)
+            lost = self._sink.write(items)
             self.error = ""
         except Exception as error:
-            self.num_lost += len(items)
+            lost = len(items)
             self._complain(error)
             time.sleep(min(0.5, 0.05 * len(items)))
+        with self._changed:  # put counts too, from another thread
+            self.num_lost += lost
+            self.num_written += len(items) - lost
 
     def _attempt(self, call: Callable[[], None]) -> bool:
         try:

@@ -388,6 +388,8 @@ class _Reader(threading.Thread):
             self.reason, self.is_final = ("", True) if spec.is_file else ("the stream ended", False)
         except SourceError as error:
             self.reason, self.is_final = str(error), True
+        except (av.error.ExitError, TimeoutError):
+            self.reason = f"no data for {self._source._config.stall_timeout_s:g} s"
         except (av.error.FFmpegError, OSError, ValueError, EOFError) as error:
             self.reason = one_line(error)
             self.is_final = spec.is_file

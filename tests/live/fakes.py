@@ -115,7 +115,7 @@ class NearestTracker:
             if t["prompt"] == prompt and i not in taken
         ]
         near = min(free, default=(1e9, 0))
-        track_id = near[1] if near[0] < 200 else self.next_id
+        track_id = near[1] if near[0] < 400 else self.next_id
         if track_id == self.next_id:
             self.next_id += 1
             self.tracks[track_id] = {"born": self.step_count, "missed": 0, "prompt": prompt}
