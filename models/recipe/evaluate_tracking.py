@@ -16,6 +16,7 @@ from models.recipe import train_tracker
 from models.recipe.clips import Clip, encode, evaluation_clip, evaluation_set
 from models.recipe.net import Shape, Tiny
 
+PACKAGED = Path(__file__).parent.parent / "tiny"
 MIN_VISIBLE = 60  # pixels of a 480x270 frame below which a thing counts as hidden
 Ids = NDArray[np.int64]
 Masks = NDArray[np.bool_]
@@ -80,7 +81,9 @@ def run_pipeline(
     """`masklet track` on an encoded clip: ids and full-size masks per frame."""
     from pipeline import track
 
-    results = track(str(path), text=[clip.phrase], model=str(model), tracker=tracker, device="cpu", set=list(options))
+    # By its name, so that the product's own settings for it (configs/tiny.yaml) apply.
+    name = "tiny" if model.resolve() == PACKAGED else str(model)
+    results = track(str(path), text=[clip.phrase], model=name, tracker=tracker, device="cpu", set=list(options))
     frames = {r.index: (r.masklet_id.astype(np.int64), r.masks()) for r in results}
     empty = (np.zeros(0, np.int64), np.zeros((0, *clip.ids.shape[1:]), bool))
     return [frames.get(t, empty) for t in range(len(clip.images))]
