@@ -139,6 +139,8 @@ def run_stream(
     if interrupted.is_set():
         where = str(options.out) if options.out else ""
         raise RunInterruptedError("interrupted", where, "run the same line with --resume" if where else "")
+    if any(outlet.is_gone for outlet in service.outlets):
+        raise BrokenPipeError
     failure = all_failed(service)
     if failure is not None:
         raise failure

@@ -130,7 +130,7 @@ class StreamService:
         """Track until ``stop`` is set or, with ``until_ended``, every camera has ended or failed."""
         while not stop.is_set():
             self.turn()
-            if until_ended and self.is_over:
+            if (until_ended and self.is_over) or any(o.is_gone for o in self.outlets):
                 return
 
     def turn(self) -> None:

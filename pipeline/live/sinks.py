@@ -74,6 +74,8 @@ class Outlet:
         self._complained_s = 0.0
         self.num_written = 0
         self.num_lost = 0
+        self.is_gone = False
+        """Whoever read our stdout has left (``| head``)."""
         self.error = ""
         """Why the last call failed; empty while it works."""
         self._thread = threading.Thread(target=self._run, name=f"sink-{name}", daemon=True)
@@ -146,7 +148,9 @@ class Outlet:
             self.error = ""
         except Exception as error:
             lost = len(items)
-            self._complain(error)
+            self.is_gone = isinstance(error, BrokenPipeError)
+            if not self.is_gone:
+                self._complain(error)
             time.sleep(min(0.5, 0.05 * len(items)))
         with self._changed:  # put counts too, from another thread
             self.num_lost += lost
