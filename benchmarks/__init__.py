@@ -1,0 +1,1 @@
+"""Timing claims, as programs that print them."""
