@@ -138,7 +138,7 @@ class TrueDetector:
         )
 
 
-def soak(num_frames: int, *, tracker: str = "sam3_memory", warm_up: int = 2000) -> dict[str, Any]:
+def soak(num_frames: int, *, tracker: str = "sam3_memory", warm_up: int = 5000) -> dict[str, Any]:
     """Memory and time of one endless camera."""
     values = {"tracker": {"name": tracker}, "device": {"name": "cpu", "threads": 1}, "prompts": list(PHRASES)}
     config = load_config("live", (), values)
