@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -283,8 +283,3 @@ def write_overlays(out: Path) -> list[Path]:
 
 def _listed(value: str | Sequence[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
-
-
-def summary(manifest: Manifest) -> Mapping[str, Any]:
-    """What ``masklet track --json`` prints."""
-    return {"status": manifest.status, "counts": manifest.counts, "videos": [v.video_id for v in manifest.videos]}

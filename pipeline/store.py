@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -507,8 +507,3 @@ def _masklets_of(table: pa.Table, video_id: str, prompt: str | None, min_frames:
 def fps_fraction(entry: VideoEntry) -> Fraction | None:
     """The entry's frame rate as a number."""
     return Fraction(entry.fps) if entry.fps else None
-
-
-def entry_dict(entry: VideoEntry) -> Mapping[str, Any]:
-    """The entry as plain values, for JSON."""
-    return asdict(entry)

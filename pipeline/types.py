@@ -9,7 +9,7 @@ exclusive; images are RGB ``uint8``; frame indices are 0-based in presentation o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -85,24 +85,6 @@ class Frame:
         _expect("image", self.image, (None, None, 3), np.uint8)
         if self.index < 0:
             raise ValueError(f"index must not be negative, but got {self.index}")
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A contiguous piece of one video, the unit of decoding and of distributed work."""
-
-    stream_id: str
-    uri: str
-    ordinal: int
-    """0-based position of the piece in its video."""
-    start: int
-    """First frame index, overlap included."""
-    stop: int
-    """One past the last frame index, overlap included."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.stop:
-            raise ValueError(f"a chunk needs 0 <= start <= stop, but got {self.start}..{self.stop}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,18 +253,3 @@ class Tracker(Protocol):
     def restore(self, folder: Path) -> None:
         """Continue from a state written by :meth:`save`."""
         ...
-
-
-class Sink(Protocol):
-    """Takes frame results in order; a context manager."""
-
-    def write(self, tracks: FrameTracks, names: Mapping[int, str]) -> None:
-        """Append one frame. ``names`` maps ``prompt_id`` to the phrase."""
-        ...
-
-    def close(self) -> None:
-        """Finish the output; what was written before stays valid without it."""
-        ...
-
-
-FrameIterator = Iterator[Frame]

@@ -19,7 +19,6 @@ from uuid import uuid4
 
 from pipeline.errors import RunError
 from pipeline.store import write_atomically
-from pipeline.types import Chunk
 
 _HEAD_BYTES = 1 << 20
 
@@ -110,11 +109,6 @@ def _digest(parts: Iterable[bytes]) -> str:
         sha.update(len(part).to_bytes(8, "little"))
         sha.update(part)
     return sha.hexdigest()
-
-
-def chunk_of(unit: Unit, start: int, stop: int) -> Chunk:
-    """The unit's range as a chunk."""
-    return Chunk(unit.video_id, unit.uri, unit.ordinal, start, stop)
 
 
 class UnitFolder:
