@@ -154,7 +154,7 @@ def _actors(rng: Rng, things: Sequence[Thing], speed: float, size: int) -> list[
 
 
 def training_clip(rng: Rng, frames: int, size: int = SIZE) -> tuple[U8, U8]:
-    """A short wild clip: images [T,S,S,3], ids [T,S,S]; half with a double, a third with a screen."""
+    """A short wild clip: images [T,S,S,3], ids [T,S,S]; half with a double or a meeting, more with a screen."""
     squash = sample_squash(rng)
     pairs = sample_pairs(rng, False, True)[: int(rng.integers(2, 6))]
     things = [sample_thing(rng, c, s, squash, size) for c, s in pairs]
@@ -165,13 +165,37 @@ def training_clip(rng: Rng, frames: int, size: int = SIZE) -> tuple[U8, U8]:
         things.append(replace(original, x=float(x), y=float(y), radius=original.radius * float(rng.uniform(0.9, 1.1))))
     speed = float(np.exp(rng.uniform(np.log(2), np.log(22)))) * size / SIZE
     actors = _actors(rng, things, speed, size)
+    if rng.random() < 0.5:
+        actors = _meeting(rng, actors, frames, size)
     rng.shuffle(actors)
-    if rng.random() < 0.35:
+    if rng.random() < 0.45:
+        actors.append(_covering(rng, actors[int(rng.integers(len(actors)))], frames, size))
+    if rng.random() < 0.2:
         screen = _screen(rng, size, rng.uniform(0.08, 0.3) * size, rng.uniform(0.3, 1.2) * size)
         x, y = rng.uniform(0, size, 2)
         actors.append(Actor(screen, _bouncing(rng, replace(screen, x=float(x), y=float(y)), speed, size), target=False))
     drift = float(rng.uniform(0, 3)) if rng.random() < 0.35 else 0.0
     return render(rng, actors, frames, size, drift)
+
+
+def _meeting(rng: Rng, actors: list[Actor], frames: int, size: int) -> list[Actor]:
+    """The first and the last actor (an original and its double, where there is one) pass over each other mid-clip."""
+    spot = rng.uniform(0.3, 0.7, 2) * size
+    when = frames * float(rng.uniform(0.3, 0.7))
+    met = list(actors)
+    for i in {0, len(actors) - 1}:
+        start, aside = rng.uniform(0.12, 0.88, 2) * size, spot + rng.normal(0, 0.3, 2) * actors[i].thing.radius
+        met[i] = replace(
+            actors[i], path=_towards((float(start[0]), float(start[1])), (float(aside[0]), float(aside[1])), when)
+        )
+    return met
+
+
+def _covering(rng: Rng, actor: Actor, frames: int, size: int) -> Actor:
+    """A standing screen in this actor's way: it vanishes mid-clip and, if it keeps moving, comes out again."""
+    where = actor.path(int(frames * rng.uniform(0.3, 0.6)))
+    width, height = rng.uniform(1.8, 3.5, 2) * actor.thing.radius
+    return Actor(_screen(rng, size, float(width), float(height)), _still(*where), target=False)
 
 
 # ------------------------------------------------------------------------------------------------ evaluation clips

@@ -77,7 +77,8 @@ def compose(rng: np.random.Generator, count: int, shape: Shape, exemplar_share: 
         for k, query in enumerate(scenes.sample_queries(rng, item)):
             hits, text = item.find(query), phrase(rng, query)
             if k == 1 and item.things and rng.random() < exemplar_share:
-                example = int(rng.integers(len(item.things)))
+                crowd = np.array([len(item.like(i)) for i in range(len(item.things))], float)
+                example = int(rng.choice(len(crowd), p=crowd**2 / (crowd**2).sum()))  # mostly one with others like it
                 hits, text = item.like(example), EXEMPLAR_TEXT
                 jitter = rng.normal(0, 0.04, 4) * np.tile(item.boxes[example][2:] - item.boxes[example][:2], 2)
                 who.append(len(texts))
