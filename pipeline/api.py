@@ -17,8 +17,9 @@ from pipeline.job import Executor, Job, ProgressListener, Silent
 from pipeline.results import FrameResult
 from pipeline.sources.file import VideoItem, expand
 from pipeline.store import Manifest, RunWriter, check_reusable, open_run
-from pipeline.types import BoxPrompt, Prompts
+from pipeline.types import BoxPrompt
 from workers.local_executor import LocalExecutor
+from workers.phrases import encode_prompts as encode_prompts
 from workers.unit_worker import UnitWorker, start_decoder
 
 DEMO_CLIP = Path(models.__file__).parent / "tiny" / "demo.mp4"
@@ -190,7 +191,8 @@ class Placement:
     """Where a job's units are done."""
 
     ray: str = "off"
-    """``off``: in this process, Ray is not imported; ``auto``: join ``RAY_ADDRESS`` or start a cluster; an address."""
+    """``off``: in this process, Ray is not imported; ``auto``: join ``RAY_ADDRESS`` or start a cluster;
+    ``local``: start one; or an address."""
     workers: int = 0
     """Actors; 0 is one per GPU, or one per two CPUs."""
     gpus_per_worker: float | None = None
@@ -209,11 +211,14 @@ def open_executor(config: Config, items: Sequence[VideoItem], placement: Placeme
         return LocalExecutor(open_worker(config, items))
     boxes = [parse_box(b) for b in config.boxes]
     prompts = encode_prompts(config, has_boxes=bool(boxes))
-    from workers.ray_executor import RayExecutor, WorkerSpec, connect
+    from workers.ray_executor import RayExecutor, WorkerSpec
+    from workers.ray_session import connect
 
-    connect(placement.ray)
-    spec = WorkerSpec(config, prompts, boxes, items[0].uri)
-    return RayExecutor(spec, workers=placement.workers, gpus_per_worker=placement.gpus_per_worker)
+    session = connect(placement.ray)
+    spec = WorkerSpec(config, boxes, items[0].uri)
+    return RayExecutor(
+        spec, prompts, workers=placement.workers, gpus_per_worker=placement.gpus_per_worker, session=session
+    )
 
 
 def open_worker(config: Config, items: Sequence[VideoItem]) -> UnitWorker:
@@ -230,28 +235,6 @@ def open_worker(config: Config, items: Sequence[VideoItem]) -> UnitWorker:
     except BaseException:
         decoder.close()
         raise
-
-
-def encode_prompts(config: Config, *, has_boxes: bool = False) -> Prompts:
-    """The phrases as embeddings, all in one batch; the text encoder is gone again when this returns.
-
-    Raises:
-        UsageError: no phrase and no box, or an empty phrase.
-    """
-    phrases = list(config.prompts) or (["visual"] if has_boxes else [])
-    if config.detector.detections is not None:
-        return _scripted_prompts(config, phrases)
-    if not phrases:
-        raise UsageError("nothing to look for", "", 'add --text "red car" (repeatable), or --box')
-    from pipeline.checkpoints import open_checkpoint
-
-    return open_checkpoint(config.model).encode(phrases, list(config.not_prompts), config.text.convention)
-
-
-def _scripted_prompts(config: Config, phrases: Sequence[str]) -> Prompts:
-    from pipeline.detectors.scripted import scripted_prompts
-
-    return scripted_prompts(config.detector, phrases)
 
 
 def parse_box(text: str) -> BoxPrompt:

@@ -1,4 +1,4 @@
-"""Doing units on a Ray cluster: one actor per GPU (or CPU share), each a whole unit worker. The only `import ray`.
+"""Doing units on a Ray cluster: one actor per GPU (or CPU share), each a whole unit worker.
 
 Ray Core actors and bounded streaming generators, no Ray Data and no frames in the object store: an actor decodes beside
 its GPU in a process of its own and writes its unit's rows itself; what travels is the unit, progress and a report, so
@@ -13,83 +13,101 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.metrics import Counter, Gauge
+from ray.util.placement_group import remove_placement_group
 
 from configs.schema import Config
-from pipeline.errors import MaskletError, UsageError
+from pipeline.errors import DeviceError, MaskletError
 from pipeline.types import BoxPrompt, Prompts
+from workers.phrases import encode_prompts
+from workers.ray_session import RaySession, Share, cluster_nodes, is_placed, share_cluster
 from workers.unit_worker import UnitWorker
-from workers.units import Unit, UnitProgress, UnitReport, committed
+from workers.units import MAX_ATTEMPTS, Unit, UnitProgress, UnitReport, committed, set_aside
 
 LOGGER = logging.getLogger("masklet.ray")
 
-MAX_ATTEMPTS = 3
 MIN_WORKERS_TRIED = 2
 _POLL_S = 1.0
 _DRAIN_S = 15.0
 """How long an interrupted worker may take to commit what it has before it is killed."""
-_STORE_BYTES = 256 << 20
-"""Object store of a cluster that we start: reports and embeddings only."""
+_PLACEMENT_S = 600.0
+"""How long a job without any worker waits for the cluster to have room; autoscalers take minutes."""
+_SILENCE_S = 900.0
+"""A worker that says nothing for so long hangs. Models load in minutes; a frame takes seconds."""
+_EMBEDDINGS_S = 30.0
 
 
-def connect(address: str, *, num_cpus: int | None = None) -> None:
-    """Join the cluster at ``address``; ``local`` starts one on loopback, ``auto`` too unless ``RAY_ADDRESS`` is set.
+class Doer(Protocol):
+    """What an actor holds: a :class:`UnitWorker`, or a stand-in for tests."""
 
-    Raises:
-        UsageError: nothing answers at that address.
-    """
-    if ray.is_initialized():
-        return
-    target = {"auto": os.environ.get("RAY_ADDRESS"), "local": "local"}.get(address, address)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if target in (None, "local"):
-        # Ray binds the outward address by default; a cluster for this job alone has no business there.
-        options |= {
-            "_node_ip_address": "127.0.0.1",
-            "include_dashboard": False,
-            "object_store_memory": _STORE_BYTES,
-            "num_cpus": num_cpus,
-        }
-    try:
-        ray.init(address=target, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError("no Ray cluster answers", str(target), " ".join(str(error).split())[:200]) from error
+    def process(self, unit: Unit, units: Path) -> Generator[UnitProgress | UnitReport]:
+        """See :meth:`UnitWorker.process`."""
+        ...
+
+    def stop(self) -> None:
+        """See :meth:`UnitWorker.stop`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What every actor needs to build its worker."""
+    """What every actor needs to build its worker, apart from the embeddings."""
 
     config: Config
-    prompts: Prompts
     boxes: list[BoxPrompt]
     exemplar_uri: str
+    make: Callable[[Config, Prompts, list[BoxPrompt], str], Doer] = UnitWorker
 
 
 class UnitActor:
-    """A :class:`UnitWorker` that can be asked to stop; Ray runs ``stop`` beside ``process`` (two threads)."""
+    """A worker that can be asked to stop; Ray runs ``stop`` beside ``process`` (two threads).
 
-    def __init__(self, spec: WorkerSpec) -> None:
-        self._worker = UnitWorker(spec.config, spec.prompts, spec.boxes, spec.exemplar_uri)
+    Args:
+        spec: what to build it from, with the first unit: then an error on the way is the task's, not a dead actor.
+        prompts: one reference to the job's embeddings; in a list, so that Ray does not wait for it.
+    """
+
+    def __init__(self, spec: WorkerSpec, prompts: list[Any]) -> None:
+        self._spec, self._prompts = spec, prompts
+        self._worker: Doer | None = None
+        self._is_stopped = False
 
     def process(self, unit: Unit, units: str) -> Generator[UnitProgress | UnitReport]:
         """See :meth:`UnitWorker.process`. An interruption ends the stream after the commit."""
-        with contextlib.suppress(KeyboardInterrupt):
-            yield from self._worker.process(unit, Path(units))
+        spec = self._spec
+        if self._worker is None:
+            prompts = shared_prompts(self._prompts[0], spec.config, has_boxes=bool(spec.boxes))
+            self._worker = spec.make(spec.config, prompts, spec.boxes, spec.exemplar_uri)
+        if not self._is_stopped:
+            with contextlib.suppress(KeyboardInterrupt):
+                yield from self._worker.process(unit, Path(units))
 
     def stop(self) -> None:
         """Commit what is done of the unit at hand and end it."""
-        self._worker.stop()
+        self._is_stopped = True
+        if self._worker is not None:
+            self._worker.stop()
 
     def pid(self) -> int:
         """The actor's process."""
         return os.getpid()
+
+
+def shared_prompts(reference: Any, config: Config, *, has_boxes: bool) -> Prompts:
+    """The job's embeddings; encoded again if the object is gone with its owner."""
+    try:
+        prompts: Prompts = ray.get(reference, timeout=_EMBEDDINGS_S)
+    except (RayError, GetTimeoutError) as error:
+        LOGGER.warning("encoding the phrases again: %s", _first_line(error))
+        return encode_prompts(config, has_boxes=has_boxes)
+    return prompts
 
 
 @dataclass(slots=True)
@@ -106,101 +124,163 @@ class _Slot:
     """A place for one actor, and what it is doing."""
 
     number: int
+    group: Any = None
     actor: Any = None
     stream: Any = None
     task: _Task | None = None
     generation: int = 0
+    silent_s: float = 0.0
+    frames: int = 0
+    """Of the unit at hand."""
+
+    def forget(self, *, is_dead: bool) -> _Task:
+        """Take the task away; a dead actor too."""
+        task = self.task
+        assert task is not None
+        self.task = self.stream = None
+        if is_dead:
+            self.actor = None
+        return task
 
 
 class RayExecutor:
-    """Runs units on ``workers`` actors of a connected cluster.
+    """Runs units on the actors of a connected cluster, each in a STRICT_PACK placement group of its own.
 
     Args:
         spec: what an actor builds its worker from.
+        prompts: the embeddings, encoded once.
         workers: actors; 0 is one per GPU of the cluster, or one per two CPUs where there is none.
         gpus_per_worker: a share below 1 packs several actors on a GPU.
+        session: closed with the executor.
+        silence_s: a worker that says nothing for longer is killed and its unit done elsewhere.
     """
 
-    def __init__(self, spec: WorkerSpec, *, workers: int = 0, gpus_per_worker: float | None = None) -> None:
-        resources = ray.cluster_resources()
-        has_gpus = resources.get("GPU", 0) > 0 and spec.config.device.name != "cpu"
-        self._gpus = (gpus_per_worker if gpus_per_worker is not None else 1.0) if has_gpus else 0.0
-        self._spec = ray.put(spec)
-        self._slots = [_Slot(i) for i in range(workers or self._natural_size(resources))]
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        prompts: Prompts,
+        *,
+        workers: int = 0,
+        gpus_per_worker: float | None = None,
+        session: RaySession | None = None,
+        silence_s: float = _SILENCE_S,
+    ) -> None:
+        nodes = cluster_nodes()
+        has_gpus = any(n.get("GPU", 0) > 0 for n in nodes) and spec.config.device.name != "cpu"
+        gpus = (gpus_per_worker if gpus_per_worker is not None else 1.0) if has_gpus else 0.0
+        count, self._share = share_cluster(nodes, gpus, workers)
+        self._spec = ray.put(_with_threads(spec, self._share))
+        self._prompts = [ray.put(prompts)]
+        self._slots = [_Slot(i) for i in range(count)]
+        self._session, self._silence_s = session, silence_s
+        self._metrics = _Metrics()
         self.num_retries = 0
 
-    def _natural_size(self, resources: dict[str, float]) -> int:
-        if self._gpus:
-            return max(int(resources["GPU"] / self._gpus), 1)
-        return max(int(resources.get("CPU", 1)) // 2, 1)
+    @property
+    def num_workers(self) -> int:
+        """Places for actors; some may still wait for a node."""
+        return len(self._slots)
 
-    def _start(self, slot: _Slot) -> None:
+    def run(self, todo: Iterable[Unit], units: Path) -> Generator[UnitProgress | UnitReport]:
+        """Do every unit; progress and one report each, as they come. Closing early lets the workers commit.
+
+        Raises:
+            DeviceError: the cluster has no room for a single worker.
+        """
+        waiting = deque(_Task(u) for u in todo)
+        slots = self._slots[: max(len(waiting), 1)]
+        homeless_s = 0.0
+        try:
+            while waiting or any(s.task for s in slots):
+                self._hand_out(slots, waiting, units)
+                busy = [s for s in slots if s.task is not None]
+                self._metrics.busy.set(len(busy))
+                if busy:
+                    homeless_s = 0.0
+                    yield from self._poll(busy, waiting, units)
+                else:
+                    homeless_s += self._wait_for_room(homeless_s)
+        finally:
+            self._drain(slots)
+
+    def _wait_for_room(self, waited_s: float) -> float:
+        if waited_s >= _PLACEMENT_S:
+            share = f"{self._share.gpus:g} GPU and {self._share.cpus:g} CPU on one node"
+            raise DeviceError("the cluster has no room for a worker", f"needs {share}", "free some, or add a node")
+        if not waited_s:
+            LOGGER.info("waiting for the cluster to have room for a worker")
+        time.sleep(_POLL_S)
+        return _POLL_S
+
+    def _hand_out(self, slots: list[_Slot], waiting: deque[_Task], units: Path) -> None:
+        for slot in slots:
+            if slot.task is None and waiting and (slot.actor is not None or self._start(slot)):
+                task = _next_for(slot, waiting)
+                task.attempts += 1
+                task.workers.add(slot.number)
+                slot.task, slot.silent_s, slot.frames = task, 0.0, 0
+                slot.stream = slot.actor.process.options(
+                    num_returns="streaming", _generator_backpressure_num_objects=64
+                ).remote(task.unit, str(units))
+
+    def _start(self, slot: _Slot) -> bool:
+        """Start an actor if its place is there; a unit must not wait for a node while other workers are idle."""
+        if slot.group is None:
+            slot.group = self._share.reserve(f"masklet-{os.getpid()}-place-{slot.number}")
+            with contextlib.suppress(RayError):
+                slot.group.wait(_POLL_S)
+        if not is_placed(slot.group):
+            return False
         slot.generation += 1
         slot.actor = (
             ray.remote(UnitActor)
             .options(
                 name=f"masklet-{os.getpid()}-worker-{slot.number}-{slot.generation}",
-                num_gpus=self._gpus,
-                num_cpus=1,
                 max_restarts=0,  # the coordinator starts a new one, so that it knows
                 max_concurrency=2,
+                **self._share.options(slot.group),
             )
-            .remote(self._spec)
+            .remote(self._spec, self._prompts)
         )
+        return True
 
-    def run(self, todo: Iterable[Unit], units: Path) -> Generator[UnitProgress | UnitReport]:
-        """Do every unit; progress and one report each, as they come. Closing early lets the workers commit."""
-        waiting = deque(_Task(u) for u in todo)
-        slots = self._slots[: max(len(waiting), 1)]
-        try:
-            while waiting or any(s.task for s in slots):
-                self._hand_out(slots, waiting, units)
-                yield from self._poll(slots, waiting, units)
-        finally:
-            self._drain(slots)
-
-    def _hand_out(self, slots: list[_Slot], waiting: deque[_Task], units: Path) -> None:
-        for slot in slots:
-            if slot.task is None and waiting:
-                if slot.actor is None:
-                    self._start(slot)
-                task = _next_for(slot, waiting)
-                task.attempts += 1
-                task.workers.add(slot.number)
-                slot.task = task
-                slot.stream = slot.actor.process.options(
-                    num_returns="streaming", _generator_backpressure_num_objects=64
-                ).remote(task.unit, str(units))
-
-    def _poll(self, slots: list[_Slot], waiting: deque[_Task], units: Path) -> Generator[UnitProgress | UnitReport]:
-        streams = {s.stream: s for s in slots if s.task is not None}
+    def _poll(self, busy: list[_Slot], waiting: deque[_Task], units: Path) -> Generator[UnitProgress | UnitReport]:
+        streams = {s.stream: s for s in busy}
+        started = time.monotonic()
         ready, _ = ray.wait(list(streams), num_returns=1, timeout=_POLL_S, fetch_local=False)
-        for stream in ready:
-            slot = streams[stream]
-            event = self._next(slot, waiting, units)
+        waited_s = time.monotonic() - started
+        heard = {streams[stream].number for stream in ready}
+        for slot in busy:
+            slot.silent_s = 0.0 if slot.number in heard else slot.silent_s + waited_s
+            event = None
+            if slot.number in heard:
+                event = self._next(slot, waiting, units)
+            elif slot.silent_s > self._silence_s:
+                event = self._give_up_on(slot, waiting, units)
             if event is not None:
+                self._metrics.count(event, slot)
                 yield event
+
+    def _give_up_on(self, slot: _Slot, waiting: deque[_Task], units: Path) -> UnitReport | None:
+        """End a worker that hangs."""
+        with contextlib.suppress(RayError):
+            ray.kill(slot.actor)
+        return self._retry(slot.forget(is_dead=True), f"silent for {slot.silent_s:.0f} s", waiting, units)
 
     def _next(self, slot: _Slot, waiting: deque[_Task], units: Path) -> UnitProgress | UnitReport | None:
         """The next thing a worker says; its end of stream or death settles the task."""
-        task = slot.task
-        assert task is not None
         try:
             event: UnitProgress | UnitReport = ray.get(next(slot.stream))
         except StopIteration:
-            slot.task = slot.stream = None
-            return self._retry(task, "ended without a report", waiting, units)
+            return self._retry(slot.forget(is_dead=False), "ended without a report", waiting, units)
         except RayTaskError as error:
-            slot.task = slot.stream = None
-            cause = error.cause
-            if isinstance(cause, MaskletError):
-                raise cause from error
-            return self._retry(task, _first_line(error), waiting, units)
-        except (RayActorError, RayError) as error:
-            slot.task = slot.stream = slot.actor = None
-            return self._retry(task, _first_line(error), waiting, units)
+            if isinstance(error.cause, MaskletError):
+                raise error.cause from error
+            return self._retry(slot.forget(is_dead=False), _first_line(error), waiting, units)
+        except RayError as error:
+            return self._retry(slot.forget(is_dead=True), _first_line(error), waiting, units)
         if isinstance(event, UnitReport):
-            slot.task = slot.stream = None
+            slot.forget(is_dead=False)
         return event
 
     def _retry(self, task: _Task, why: str, waiting: deque[_Task], units: Path) -> UnitReport | None:
@@ -210,10 +290,11 @@ class RayExecutor:
             return report
         LOGGER.warning("%s: attempt %d failed: %s", task.unit.video_id, task.attempts, why)
         enough_workers = len(task.workers) >= min(MIN_WORKERS_TRIED, len(self._slots))
-        if task.attempts >= MAX_ATTEMPTS and enough_workers:
-            error = f"set aside after {task.attempts} attempts on {len(task.workers)} worker(s): {why}"
-            return UnitReport(task.unit.key, task.unit.video_id, task.unit.ordinal, "failed", error=error)
+        # A second worker may never come; then twice the attempts have to do.
+        if task.attempts >= (MAX_ATTEMPTS if enough_workers else 2 * MAX_ATTEMPTS):
+            return set_aside(task.unit, f"{task.attempts} attempts on {len(task.workers)} worker(s)", why)
         self.num_retries += 1
+        self._metrics.retries.inc()
         waiting.append(task)
         return None
 
@@ -245,8 +326,47 @@ class RayExecutor:
         return {s.task.unit.key: ray.get(s.actor.pid.remote()) for s in busy if s.task is not None}
 
     def close(self) -> None:
-        """End all actors."""
+        """End all actors, give back their places, and leave the cluster if it was joined for this job."""
+        if not ray.is_initialized():
+            return
         self._drain(self._slots)
+        for slot in self._slots:
+            if slot.group is not None:
+                with contextlib.suppress(RayError):
+                    remove_placement_group(slot.group)
+                slot.group = None
+        if self._session is not None:
+            self._session.close()
+
+
+class _Metrics:
+    """What Ray exports for Prometheus beside its own."""
+
+    def __init__(self) -> None:
+        self._frames = Counter("masklet_frames", "Frames tracked", tag_keys=("worker",))
+        self._units = Counter("masklet_units", "Units ended", tag_keys=("status",))
+        self.retries = Counter("masklet_retries", "Units done again after a failure")
+        self.busy = Gauge("masklet_busy_workers", "Workers with a unit at hand")
+
+    def count(self, event: UnitProgress | UnitReport, slot: _Slot) -> None:
+        """Take in what a worker said."""
+        done = event.num_done if isinstance(event, UnitProgress) else event.num_tracked
+        if done > slot.frames:
+            self._frames.inc(done - slot.frames, {"worker": str(slot.number)})
+            slot.frames = done
+        if isinstance(event, UnitReport):
+            self._units.inc(1, {"status": event.status})
+
+
+def _with_threads(spec: WorkerSpec, share: Share) -> WorkerSpec:
+    """A worker on CPUs uses its share of the node, not the whole node as a job alone does."""
+    device = spec.config.device
+    if device.threads or share.gpus:
+        return spec
+    threads = max(int(share.cpus) - 1, 1)
+    return replace(
+        spec, config=spec.config.model_copy(update={"device": device.model_copy(update={"threads": threads})})
+    )
 
 
 def _next_for(slot: _Slot, waiting: deque[_Task]) -> _Task:

@@ -137,7 +137,13 @@ class UnitWorker:
             report.timings_s = {"total": round(now - started, 3)}
             if now - told > _PROGRESS_EVERY_S:
                 told = now
-                yield UnitProgress(unit.key, unit.video_id, report.num_tracked, expected, len(result))
+                yield UnitProgress(
+                    unit.key, unit.video_id, report.num_tracked, expected, len(result), self._slowest_stage()
+                )
+
+    def _slowest_stage(self) -> str:
+        seconds = self._worker.times.seconds
+        return max(seconds, key=lambda name: seconds[name], default="")
 
     def _follow(self, table: decode.FrameTable, start: int, stop: int) -> Iterator[FrameResult]:
         frames = self._decoder.frames(

@@ -21,6 +21,8 @@ from pipeline.errors import RunError
 from pipeline.store import write_atomically
 
 _HEAD_BYTES = 1 << 20
+MAX_ATTEMPTS = 3
+"""A unit that failed so often in a way nobody foresaw is set aside, so that the job goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,14 @@ class UnitProgress:
     num_expected: int
     num_objects: int
     """Objects on the last frame."""
+    slowest: str = ""
+    """The stage that took most of the time so far."""
+
+
+def set_aside(unit: Unit, tried: str, why: str) -> UnitReport:
+    """The report of a unit that is given up: what was ``tried``, and ``why`` the last attempt failed."""
+    error = f"set aside after {tried}: {why}"
+    return UnitReport(unit.key, unit.video_id, unit.ordinal, "failed", error=error)
 
 
 def fingerprint(uri: str) -> str:

@@ -48,7 +48,7 @@ def reference(clips: list[VideoItem], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    from workers.ray_executor import connect
+    from workers.ray_session import connect
 
     connect("local", num_cpus=4)
     yield
