@@ -25,14 +25,15 @@ from pipeline.errors import RunError
 from pipeline.masks import boxes_to_masks
 from pipeline.telemetry import LOGGER
 from pipeline.torch_masks import area_at, fill_holes_and_islands, mask_iou
-from pipeline.types import Detections, Frame, FrameTracks, Int64Array
+from pipeline.types import Detections, Float32Array, Frame, FrameTracks, Int64Array
+from trackers.appearance import FrameLooks, Gallery
 from trackers.lifecycle import Evidence, Lifecycle, UpdatePlan
 from trackers.memory_bank import MemoryBank
 from trackers.overlap import CLEARED_LOGIT, clear_shrunk
 from trackers.rendering import LowResTracks, render
 from trackers.sam_heads import NO_OBJECT_LOGIT, Decoded, SamHeads, Vision
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 _BOX_LOGIT = 10.0
 
 
@@ -77,6 +78,7 @@ class Sam3MemoryTracker:
             model.num_maskmem - 1, model.max_cond_frame_num, model.max_object_pointers_in_encoder - 1
         )
         self._lifecycle = Lifecycle(config)
+        self._gallery = Gallery()
         self._step = 0
         self.counters: Counter[str] = Counter()
         """What was dropped: ``over_budget``, ``nonfinite_detections``, ``nonfinite_objects``."""
@@ -84,7 +86,7 @@ class Sam3MemoryTracker:
     @property
     def num_state_bytes(self) -> int:
         """Bytes of what is remembered: proportional to the live objects, not to time."""
-        return self._bank.num_bytes + len(json.dumps(self._lifecycle.state()))
+        return self._bank.num_bytes + self._gallery.num_bytes + len(json.dumps(self._lifecycle.state()))
 
     def step(self, frame: Frame, detections: Detections | None) -> FrameTracks:
         """Advance by one frame; masks at source resolution."""
@@ -95,7 +97,8 @@ class Sam3MemoryTracker:
         """Advance by one frame; masks as low-resolution logits (what :meth:`step` renders)."""
         found = self._finite(detections) if detections is not None else Detections.empty()
         det_logits = self._det_logits(found, frame)
-        vision = self._heads.vision(self._features(frame)) if len(self._bank) else None
+        hidden = self._features(frame) if len(self._bank) else None
+        vision = self._heads.vision(hidden) if hidden is not None else None
         tracked = self._propagate(vision)
         evidence = self._evidence(tracked, found, det_logits, detector_ran=detections is not None)
         ids, prompts = self._lifecycle.track_ids, self._lifecycle.prompt_ids
@@ -105,9 +108,12 @@ class Sam3MemoryTracker:
         if vision is not None:
             shown = self._update(vision, tracked, prompts, det_logits, plan)
         if len(plan.new):
-            vision = vision or self._heads.vision(self._features(frame))
+            hidden = hidden if hidden is not None else self._features(frame)
+            vision = vision or self._heads.vision(hidden)
             memory, pointer = self._heads.begin(vision, det_logits[plan.new] > 0)
             self._bank.append(self._step, memory, pointer)
+        if hidden is not None:
+            self._look(FrameLooks(hidden, frame.image, self._heads.mask_size), plan, shown, det_logits)
         self._step += 1
         return self._outcome(plan, ids[plan.withdrawn], evidence, shown, det_logits)
 
@@ -189,6 +195,28 @@ class Sam3MemoryTracker:
         self._bank.keep(plan.keeps)
         return shown
 
+    def _look(self, looks: FrameLooks, plan: UpdatePlan, shown: Tensor, det_logits: Tensor) -> None:
+        """Note what everyone looks like on this frame."""
+        if len(shown):
+            seen = looks.describe(shown > 0)
+            self._gallery.see(seen, torch.ones(len(seen), dtype=torch.bool, device=seen.device))
+            self._gallery.keep(plan.keeps)
+        if len(plan.new):
+            self._gallery.append(looks.describe(det_logits[plan.new] > 0))
+
+    def appearances(self, track_ids: Int64Array) -> Float32Array:
+        """Mean look so far of these objects, ``(n, d)`` unit vectors; see :mod:`trackers.appearance`.
+
+        Known from an object's first row until it is withdrawn, forgotten or ended; zero for any other id. The cosine
+        of two looks tells different things from the same one.
+        """
+        row_of = {int(track_id): row for row, track_id in enumerate(self._lifecycle.track_ids)}
+        found = np.zeros((len(track_ids), self._gallery.looks.shape[1]), np.float32)
+        known = [i for i, track_id in enumerate(track_ids) if int(track_id) in row_of]
+        if known:
+            found[known] = self._gallery.rows([row_of[int(track_ids[i])] for i in known])
+        return found
+
     def _mask(self, rows: Any) -> Tensor:
         return torch.from_numpy(rows).to(self._device)[:, None, None]
 
@@ -215,12 +243,14 @@ class Sam3MemoryTracker:
 
     def forget(self, track_ids: Int64Array) -> None:
         """Stop following these objects: their memories go, nothing else changes."""
-        self._bank.keep(self._lifecycle.forget(track_ids))
+        stays = self._lifecycle.forget(track_ids)
+        self._bank.keep(stays)
+        self._gallery.keep(stays)
 
     def save(self, folder: Path) -> None:
         """Write ``tracker.json`` and ``tracker.safetensors``; :meth:`restore` continues bit-equal."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._bank.tensors(), folder / "tracker.safetensors")
+        save_file(self._bank.tensors() | {"looks": self._gallery.looks}, folder / "tracker.safetensors")
         state = {
             "version": _STATE_VERSION,
             "stream_id": self._stream_id,
@@ -247,6 +277,7 @@ class Sam3MemoryTracker:
         self._stream_id, self._session, self._step = state["stream_id"], state["session"], state["step"]
         self._lifecycle.load_state(state["lifecycle"])
         self._bank.load_tensors(tensors)
+        self._gallery.looks = tensors["looks"]
         self.counters = Counter(state["counters"])
 
 

@@ -268,3 +268,21 @@ def test_reconditioning_with_the_detected_mask_changes_memory(parts: Parts) -> N
         runs.append([made.advance(frame(t), detections(scene, t)).logits for t in range(4)])
     assert torch.equal(runs[0][0], runs[1][0])
     assert not torch.equal(runs[0][3], runs[1][3])
+
+
+def test_appearances_tell_things_of_different_colours_apart(parts: Parts) -> None:
+    """The same square of the picture in red and in blue; an id that is gone or never was is all zero."""
+    image = np.zeros((LOW, LOW, 3), np.uint8)
+    image[4:12, 4:12], image[4:12, 20:28] = (255, 0, 0), (0, 0, 255)
+    logits = np.full((2, LOW, LOW), -8, np.float32)
+    logits[0, 4:12, 4:12], logits[1, 4:12, 20:28] = 8, 8
+    box = np.float32([[10, 7, 30, 22], [50, 7, 70, 22]])
+    found = Detections(box, np.full(2, 0.9, np.float32), np.zeros(2, np.int16), logits)
+    made = tracker(parts)
+    ids = made.advance(Frame("s", 0, 0.0, image, SIZE), found).track_id
+    looks = made.appearances(np.array([*ids, 99]))
+    assert np.linalg.norm(looks, axis=1) == pytest.approx([1, 1, 0], abs=1e-5)
+    assert looks[0] @ looks[1] < 0.7
+    made.forget(ids[:1])
+    assert not made.appearances(ids[:1]).any()
+    assert np.array_equal(made.appearances(ids[1:]), looks[1:2])
