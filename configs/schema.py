@@ -112,8 +112,13 @@ Duration = Annotated[str, Field(pattern=r"^(\d+(\.\d*)?|\.\d+)s?$", description=
 
 
 class ChunkConfig(Section):
-    """Cutting one long video into pieces that are tracked in parallel; identities are stitched afterwards."""
+    """Cutting one long video into pieces: tracked in parallel and stitched, or one after another with saved state."""
 
+    mode: Literal["parallel", "sequential"] = Field(
+        "parallel",
+        description="parallel: pieces start afresh and are stitched; sequential: state goes on from piece to piece, "
+        "rows equal the uncut run's and a resumed run continues at the last finished piece",
+    )
     length: Duration | None = Field(None, description="seconds per piece, as `60s`; none: the video is one piece")
     overlap: Duration = Field("2s", description="how long neighbouring pieces share, to recognise their objects by")
     max_gap: Duration = Field("5s", description="how long an object may be out of sight across a cut")
@@ -135,7 +140,7 @@ class ChunkConfig(Section):
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> ChunkConfig:
-        if self.length_s is not None and not 0 < self.overlap_s <= self.length_s / 2:
+        if self.mode == "parallel" and self.length_s is not None and not 0 < self.overlap_s <= self.length_s / 2:
             raise ValueError("overlap must be positive and at most half of length")
         return self
 
