@@ -10,19 +10,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pipeline.errors import MaskletError, UsageError
 from pipeline.store import VideoEntry
 from pipeline.telemetry import setup_logging
-from workers.units import UnitProgress
+from workers.units import Unit, UnitProgress
 
 LOGGER = logging.getLogger("masklet")
 
@@ -108,17 +110,68 @@ def _closed_pipe() -> int:
     return 0
 
 
+@dataclass(slots=True)
+class Tally:
+    """How far a job is: the share of its work done, and the rate, from what its units say."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """Relative cost by unit."""
+    videos: dict[str, list[str]] = field(default_factory=dict)
+    """Units still under way by video."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """How much of each unit is done, 0..1."""
+    frames: dict[str, int] = field(default_factory=dict)
+    num_videos: int = 0
+    num_ended: int = 0
+    slowest: Counter[str] = field(default_factory=Counter)
+    """How often each stage was named as the slowest."""
+
+    def plan(self, num_videos: int, todo: Sequence[Unit]) -> None:
+        """Take in the plan. A unit whose cost nobody knows weighs as much as the others on average."""
+        known = [u.cost for u in todo if u.cost > 0]
+        usual = sum(known) / len(known) if known else 1.0
+        self.num_videos = num_videos
+        self.weights = {u.key: u.cost or usual for u in todo}
+        for unit in todo:
+            self.videos.setdefault(unit.video_id, []).append(unit.key)
+
+    def progress(self, progress: UnitProgress) -> None:
+        """A unit got further; one that starts again goes back."""
+        self.shares[progress.key] = progress.num_done / max(progress.num_expected, 1)
+        self.frames[progress.key] = max(progress.num_done, self.frames.get(progress.key, 0))
+        if progress.slowest:
+            self.slowest[progress.slowest] += 1
+
+    def end(self, video_id: str) -> None:
+        """A video ended, well or not: nothing of it is left to do."""
+        self.num_ended += 1
+        for key in self.videos.pop(video_id, []):
+            self.shares[key] = 1.0
+
+    @property
+    def share(self) -> float:
+        """Of the work that was to be done, 0..1."""
+        total = sum(self.weights.values())
+        done = sum(weight * self.shares.get(key, 0.0) for key, weight in self.weights.items())
+        return min(done / total, 1.0) if total else 1.0
+
+    def note(self, elapsed_s: float) -> str:
+        """Frames per second of all workers, and the stage that holds most of them up."""
+        rate = f"{sum(self.frames.values()) / max(elapsed_s, 1e-6):.1f} frames/s"
+        return f"{rate}, slowest: {self.slowest.most_common(1)[0][0]}" if self.slowest else rate
+
+
 class LiveProgress:
-    """Bars on a terminal (one per video, one for the job), plain log lines elsewhere. A context manager."""
+    """Bars on a terminal (one per video at hand, one for the job), plain log lines elsewhere. A context manager."""
 
     _LOG_EVERY_S = 10.0
 
-    def __init__(self, output: Output, num_videos: int) -> None:
+    def __init__(self, output: Output) -> None:
         self._console = output.stderr
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=self._console,
@@ -126,41 +179,70 @@ class LiveProgress:
             disable=not self._console.is_terminal or output.as_json,
         )
         self._quiet = output.as_json
-        self._num_videos = num_videos
+        self._tally = Tally()
         self._job: TaskID | None = None
-        self._bar: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
-        self._logged = 0.0
+        self._bar: dict[str, tuple[str, TaskID]] = {}
+        """The bar and the video of each unit at hand."""
+        self._started = self._logged = time.monotonic()
 
     def __enter__(self) -> LiveProgress:
         self._bars.start()
-        if self._num_videos > 1:
-            self._job = self._bars.add_task("videos", total=self._num_videos, note="")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
+    def planned(self, num_videos: int, todo: Sequence[Unit]) -> None:
+        """Open the job's bar, if there is more than one thing to do."""
+        self._tally.plan(num_videos, todo)
+        self._started = time.monotonic()
+        if len(todo) > 1:
+            self._job = self._bars.add_task("", total=1.0, note="")
+            self._show_job()
+
     def progress(self, progress: UnitProgress) -> None:
-        """Move a unit's bar, or log a line now and then."""
-        now = time.monotonic()
-        rate = progress.num_done / max(now - self._started.setdefault(progress.key, now), 1e-6)
-        note = f"{rate:.1f} frames/s, {progress.num_objects} object{'s' if progress.num_objects != 1 else ''}"
+        """Move a unit's bar and the job's, or log a line now and then."""
+        self._tally.progress(progress)
         if progress.key not in self._bar:
-            self._bar[progress.key] = self._bars.add_task(progress.video_id, total=progress.num_expected, note="")
-        self._bars.update(self._bar[progress.key], completed=progress.num_done, note=note)
-        if self._bars.disable and not self._quiet and now - self._logged > self._LOG_EVERY_S and progress.num_done:
-            self._logged = now
-            LOGGER.info("%s: %d of %d frames, %s", progress.video_id, progress.num_done, progress.num_expected, note)
+            self._bar[progress.key] = (progress.video_id, self._bars.add_task(progress.video_id, note=""))
+        objects = f"{progress.num_objects} object{'s' if progress.num_objects != 1 else ''}"
+        frames = f"{progress.num_done} of {progress.num_expected} frames"
+        self._bars.update(
+            self._bar[progress.key][1],
+            total=progress.num_expected,
+            completed=progress.num_done,
+            note=f"{frames}, {objects}",
+        )
+        self._show_job()
+        self._log(f"{progress.video_id}: {frames}, {objects}", worth_it=progress.num_done > 0)
+
+    def _show_job(self) -> None:
+        if self._job is not None:
+            tally = self._tally
+            self._bars.update(
+                self._job,
+                description=f"{tally.num_ended} of {tally.num_videos} videos",
+                completed=tally.share,
+                note=tally.note(time.monotonic() - self._started),
+            )
+
+    def _log(self, line: str, *, worth_it: bool) -> None:
+        now = time.monotonic()
+        if not self._bars.disable or self._quiet or not worth_it or now - self._logged < self._LOG_EVERY_S:
+            return
+        self._logged, elapsed_s, share = now, now - self._started, self._tally.share
+        LOGGER.info("%s, %s", line, self._tally.note(elapsed_s))
+        if self._job is not None and share > 0:
+            left = timedelta(seconds=round(elapsed_s / share - elapsed_s))
+            ended = f"{self._tally.num_ended} of {self._tally.num_videos} videos"
+            LOGGER.info("%s, %.0f%% of the work, about %s left", ended, 100 * share, left)
 
     def video_ended(self, entry: VideoEntry) -> None:
-        """Close the bars of videos that ended and say how."""
-        for key, bar in list(self._bar.items()):
-            if self._bars.tasks and any(t.id == bar and t.description == entry.video_id for t in self._bars.tasks):
-                self._bars.remove_task(bar)
-                del self._bar[key]
-        if self._job is not None:
-            self._bars.advance(self._job)
+        """Close the bars of a video that ended and say how."""
+        self._tally.end(entry.video_id)
+        for key in [k for k, (video_id, _) in self._bar.items() if video_id == entry.video_id]:
+            self._bars.remove_task(self._bar.pop(key)[1])
+        self._show_job()
         if not self._quiet:
             note = f": {entry.error}" if entry.error else ""
             log = LOGGER.info if entry.status == "done" else LOGGER.warning

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -24,6 +25,16 @@ from workers.units import Unit, UnitProgress, UnitReport, committed, fingerprint
 class Executor(Protocol):
     """Does units, somewhere."""
 
+    @property
+    def num_retries(self) -> int:
+        """Attempts beyond a unit's first, so far."""
+        ...
+
+    @property
+    def num_workers(self) -> int:
+        """How many units are done at a time."""
+        ...
+
     def run(self, todo: Iterable[Unit], units: Path) -> Generator[UnitProgress | UnitReport]:
         """Do every unit and commit it under ``units``; progress and exactly one report per unit, in any order.
 
@@ -39,6 +50,9 @@ class Executor(Protocol):
 class ProgressListener(Protocol):
     """Is told how a job proceeds. The command line shows bars, a library caller may show nothing."""
 
+    def planned(self, num_videos: int, todo: Sequence[Unit]) -> None:
+        """The job has so many videos, of which these units are still to be done."""
+
     def progress(self, progress: UnitProgress) -> None:
         """A unit got further."""
 
@@ -49,6 +63,9 @@ class ProgressListener(Protocol):
 @dataclass(frozen=True, slots=True)
 class Silent:
     """A listener that shows nothing."""
+
+    def planned(self, num_videos: int, todo: Sequence[Unit]) -> None:
+        """Nothing."""
 
     def progress(self, progress: UnitProgress) -> None:
         """Nothing."""
@@ -71,6 +88,8 @@ class Job:
         self._units = run.folder / ".units"
         self._assembler = Assembler(config, run.folder, self._units)
         self._videos: dict[str, _Video] = {}
+        self._seconds: Counter[str] = Counter()
+        self._num_frames = 0
 
     def execute(self, items: Sequence[VideoItem], listener: ProgressListener) -> Manifest:
         """Track every video that is not finished yet.
@@ -96,11 +115,14 @@ class Job:
             else:
                 todo += self._plan(item, listener)
         todo.sort(key=lambda unit: -unit.cost)
+        listener.planned(len(items), todo)
         with closing(self._executor.run(todo, self._units)) as events:
             for event in events:
                 if isinstance(event, UnitProgress):
                     listener.progress(event)
                 else:
+                    self._seconds.update(event.timings_s)
+                    self._num_frames += event.num_tracked
                     self._collect(event, listener)
 
     def _plan(self, item: VideoItem, listener: ProgressListener) -> list[Unit]:
@@ -133,6 +155,7 @@ class Job:
 
     def _publish(self, video: _Video, listener: ProgressListener) -> None:
         reports = sorted(video.reports, key=lambda r: r.ordinal)
+        video.reports.clear()  # a job of a hundred thousand videos keeps none
         self._end(self._assembler.publish(reports, video.uri), listener)
 
     def _end(self, entry: VideoEntry, listener: ProgressListener) -> None:
@@ -154,10 +177,23 @@ class Job:
         order = {item.video_id: rank for rank, item in enumerate(items)}
         manifest.videos.sort(key=lambda v: order.get(v.video_id, -1))
         manifest.status = "complete"
-        manifest.timings_s = {"total": round(seconds, 3)}
+        self._account(manifest, seconds)
         self._run.save()
         shutil.rmtree(self._units, ignore_errors=True)
         return manifest
+
+    def _account(self, manifest: Manifest, seconds: float) -> None:
+        """How this session went; a resumed run's earlier ones are not in it. Stages are seconds of all workers."""
+        manifest.timings_s = {
+            "total": round(seconds, 3),
+            **{name if name != "total" else "busy": round(s, 3) for name, s in self._seconds.items()},
+        }
+        manifest.counts |= {
+            "session_frames": self._num_frames,
+            "workers": self._executor.num_workers,
+            "retries": self._executor.num_retries,
+            "weak_links": sum(bool(link["weak"]) for video in manifest.videos for link in video.links),
+        }
 
 
 @dataclass(slots=True)

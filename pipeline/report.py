@@ -46,6 +46,11 @@ def as_dict(out: Path, manifest: Manifest) -> dict[str, Any]:
         "masklets_by_phrase": dict(masklets_by_phrase(out, manifest)),
         "frames_per_s": round(frames / seconds["total"], 2) if seconds.get("total") else None,
         "timings_s": seconds,
+        "job": {
+            "seconds": manifest.timings_s.get("total"),
+            "utilisation": utilisation(manifest),
+            **{k: manifest.counts.get(k, 0) for k in ("workers", "retries", "weak_links", "session_frames")},
+        },
         "videos": [asdict(v) for v in manifest.videos],
     }
 
@@ -56,15 +61,39 @@ def table(out: Path, manifest: Manifest) -> RenderableType:
     phrases.columns[1].justify = "right"
     for phrase, count in masklets_by_phrase(out, manifest).items():
         phrases.add_row(Text(phrase), str(count))
-    return Group(phrases, Text(""), Text(_sentence(manifest)), Text(f"run: {out}"), *_problems(manifest))
+    lines = [Text(""), Text(_sentence(manifest)), *_job_lines(manifest), Text(f"run: {out}"), *_problems(manifest)]
+    return Group(phrases, *lines)
 
 
 def _sentence(manifest: Manifest) -> str:
-    seconds, counts = seconds_by_stage(manifest), manifest.counts
+    counts = manifest.counts
+    seconds = seconds_by_stage(manifest)
     total = seconds.get("total", 0.0)
     shares = ", ".join(f"{s} {100 * seconds.get(s, 0) / total:.0f}%" for s in STAGES if total)
     rate = f" at {counts.get('frames', 0) / total:.1f} frames/s ({shares})" if total else ""
     return f"{counts.get('frames', 0)} frames of {counts.get('videos', 0)} video(s){rate}"
+
+
+def utilisation(manifest: Manifest) -> dict[str, float]:
+    """Share of the workers' wall-clock time in this session by stage (``decode``: waiting for frames), and ``idle``."""
+    available_s = manifest.timings_s.get("total", 0.0) * manifest.counts.get("workers", 1)
+    if not available_s:
+        return {}
+    shares = {s: round(manifest.timings_s.get(s, 0.0) / available_s, 3) for s in STAGES}
+    return {**shares, "idle": round(max(1 - manifest.timings_s.get("busy", 0.0) / available_s, 0), 3)}
+
+
+def _job_lines(manifest: Manifest) -> list[Text]:
+    """Of a job with several workers: throughput and how they were used; of any: what had to be repeated."""
+    counts, seconds = manifest.counts, manifest.timings_s.get("total", 0.0)
+    lines = []
+    if counts.get("workers", 1) > 1 and seconds:
+        used = ", ".join(f"{name} {100 * share:.0f}%" for name, share in utilisation(manifest).items())
+        rate = counts.get("session_frames", 0) / seconds
+        lines.append(Text(f"{counts['workers']} workers, {rate:.1f} frames/s together over {seconds:.0f} s; {used}"))
+    if counts.get("retries"):
+        lines.append(Text(f"{counts['retries']} attempt(s) failed and were repeated", style="yellow"))
+    return lines
 
 
 def _problems(manifest: Manifest, limit: int = 10) -> list[Text]:

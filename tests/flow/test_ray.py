@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -58,8 +59,16 @@ def cluster() -> Iterator[None]:
 class Killer:
     """Passes an executor's events on and kills the worker of a unit, the first few times it reports progress."""
 
-    def __init__(self, executor, kills: dict[str, int]) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, executor: Any, kills: dict[str, int]) -> None:
         self.executor, self.kills = executor, kills
+
+    @property
+    def num_workers(self) -> int:
+        return int(self.executor.num_workers)
+
+    @property
+    def num_retries(self) -> int:
+        return int(self.executor.num_retries)
 
     def run(self, todo: Iterable[Unit], units: Path) -> Generator[UnitProgress | UnitReport]:
         for event in self.executor.run(todo, units):

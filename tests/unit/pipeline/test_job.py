@@ -42,6 +42,9 @@ def frame(video_id: str, index: int) -> FrameResult:
 class FakeExecutor:
     """Does units with an invented tracker; remembers what it did, and can be interrupted in the middle."""
 
+    num_workers = 1
+    num_retries = 0
+
     def __init__(self, interrupt_in: str | None = None, fail: tuple[str, ...] = ()) -> None:
         self.done: list[tuple[str, int]] = []
         self._interrupt_in, self._fail = interrupt_in, fail
