@@ -97,7 +97,7 @@ def track(
     effective = load_config(config, set_ or (), values)
     if out is None:
         raise UsageError("no run folder given", "", "add -o RUN")
-    with LiveProgress(output, len(source or effective.sources)) as progress:
+    with LiveProgress(output) as progress:
         manifest = api.track_to_run(
             effective,
             source or [],
@@ -128,7 +128,7 @@ def demo(
     config = load_config(
         None, (), {"prompts": list(api.DEMO_PHRASES), "model": {"name": "tiny"}, "device": {"name": "cpu"}}
     )
-    with LiveProgress(output, 1) as progress:
+    with LiveProgress(output) as progress:
         manifest = api.track_to_run(config, [str(api.DEMO_CLIP)], out, overwrite=True, listener=progress)
     api.write_overlays(out)
     output.result(report.as_dict(out, manifest), report.table(out, manifest))
