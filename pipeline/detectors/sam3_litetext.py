@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from configs.schema import DetectorConfig
 from pipeline.checkpoints import Checkpoint
-from pipeline.detectors.sam3_network import Sam3Network
+from pipeline.detectors.sam3_network import Decoded, Sam3Network
 from pipeline.errors import UsageError
 from pipeline.torch_masks import area_at, fill_holes_and_islands, greedy_nms, mask_iou
 from pipeline.types import BoxPrompt, Detections, Float32Array, Frame, Prompts, UInt8Array
@@ -123,7 +123,7 @@ class Sam3LiteTextDetector:
         *,
         compile_encoder: bool = False,
     ) -> None:
-        self._config, self._device = config, torch.device(device)
+        self._config, self.device = config, torch.device(device)
         self._network = Sam3Network(checkpoint.load_detector(device, dtype))
         if compile_encoder:
             self._network.backbone.compile()
@@ -163,7 +163,7 @@ class Sam3LiteTextDetector:
         """
         corners, labels = _normalised_boxes(frame, boxes)
         coarse = self._network.coarse(self._encode([frame]))
-        tokens = self._network.box_tokens(coarse, corners.to(self._device), labels.to(self._device))
+        tokens = self._network.box_tokens(coarse, corners.to(self.device), labels.to(self.device))
         return _with_exemplars(prompts, tokens.cpu().numpy())
 
     def _encode(self, frames: Sequence[Frame]) -> Tensor:
@@ -171,7 +171,7 @@ class Sam3LiteTextDetector:
         states = [self._cache.get(f) for f in frames]
         missing = [i for i, state in enumerate(states) if state is None]
         if missing:
-            pixels = to_pixels([frames[i].image for i in missing], self.image_size, self._device)
+            pixels = to_pixels([frames[i].image for i in missing], self.image_size, self.device)
             fresh = self._network.encode(pixels)
             for i, state in zip(missing, fresh.split(1), strict=True):
                 states[i] = state
@@ -188,7 +188,7 @@ class Sam3LiteTextDetector:
             for rows, iou in _overlaps(hits, len(frames))
         ]
         chosen = np.concatenate(kept)
-        index = torch.from_numpy(chosen).to(self._device)
+        index = torch.from_numpy(chosen).to(self.device)
         raw = hits.masks[index]
         masks = fill_holes_and_islands(raw, area_at(raw, self._config.fill_hole_area_px)).cpu().numpy()
         boxes = hits.boxes[index].cpu().numpy()
@@ -210,14 +210,14 @@ class Sam3LiteTextDetector:
         num_phrases = len(prompts.phrases)
         pairs = torch.arange(len(states) * num_phrases)
         coarse = self._network.coarse(states)
-        text = torch.from_numpy(prompts.embeddings).to(self._device)
-        mask = torch.from_numpy(prompts.mask).to(self._device)
+        text = torch.from_numpy(prompts.embeddings).to(self.device)
+        mask = torch.from_numpy(prompts.mask).to(self.device)
         parts = []
         for some in pairs.split(_PAIRS_PER_CALL):
             frame, phrase = some // num_phrases, some % num_phrases
-            on_device = phrase.to(self._device)
+            on_device = phrase.to(self.device)
             parts.append(
-                self._pair_hits(states, coarse[frame.to(self._device)], frame, phrase, text[on_device], mask[on_device])
+                self._pair_hits(states, coarse[frame.to(self.device)], frame, phrase, text[on_device], mask[on_device])
             )
         return _Hits.cat(parts)
 
@@ -226,11 +226,15 @@ class Sam3LiteTextDetector:
     ) -> _Hits:
         """As :meth:`_hits`, for B pairs: ``frame`` and ``phrase`` ``(B,)`` on the CPU, the rest ``(B, ...)``."""
         decoded = self._network.decode(coarse, text, mask)
-        score = decoded.score.cpu()  # the one wait of this call: what follows is only for what passed
+        score = self._scores(decoded, phrase).cpu()  # the one wait of this call: what follows is for what passed only
         pair, query = torch.nonzero(score > self._config.score_threshold, as_tuple=True)
         masks = self._network.masks(states, frame, decoded, text, mask, pair, query)
-        boxes = decoded.boxes[pair.to(self._device), query.to(self._device)]
+        boxes = decoded.boxes[pair.to(self.device), query.to(self.device)]
         return _Hits(frame[pair].numpy(), phrase[pair].numpy(), score[pair, query].numpy(), boxes, masks)
+
+    def _scores(self, decoded: Decoded, phrase: Tensor) -> Tensor:
+        """``(B, Q)`` of B pairs whose phrases are ``phrase``; a benchmark decides for itself what passes."""
+        return decoded.score
 
 
 def _overlaps(hits: _Hits, num_frames: int) -> list[tuple[NDArray[np.int64], Float32Array]]:

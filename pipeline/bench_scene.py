@@ -1,0 +1,196 @@
+"""A scene that fixes what is found and tracked, so that speed is measured with exactly K objects.
+
+All compute is paid: the networks run in full on every frame. Only the *values* of detections and of propagated masks
+are replaced by the scene's, so that K objects are born on the first frame, matched on every frame and reconditioned
+when that is due, whatever the weights. Needs only torch, transformers, NumPy, OpenCV and pycocotools.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.schema import DetectorConfig, TrackerConfig
+from pipeline.checkpoints import Checkpoint
+from pipeline.detectors.sam3_litetext import Sam3LiteTextDetector
+from pipeline.detectors.sam3_network import Decoded as DetrDecoded
+from pipeline.types import Detections, Float32Array, Frame, Prompts, UInt8Array
+from trackers.sam3_memory import Sam3MemoryTracker, TrackerNetworks
+from trackers.sam_heads import Decoded
+
+DETECTED, IN_PICTURE = 0.95, 5.0
+"""Score of every detection; logit that a tracked object is in the picture."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """K boxes on a grid that step one pixel every four frames, object i of phrase ``i * P // K``."""
+
+    objects: int
+    prompts: int
+    mask_side: int
+    """Of the low-resolution masks, pixels."""
+
+    @property
+    def prompt_id(self) -> np.ndarray[Any, np.dtype[np.int16]]:
+        """``(K,)`` phrase of each object, ascending."""
+        return (np.arange(self.objects) * self.prompts // self.objects).astype(np.int16)
+
+    @cached_property
+    def _pictures(self) -> Float32Array:
+        """``(2, K, h, w)`` logits of +-10, before and after the step."""
+        side = math.ceil(math.sqrt(self.objects))
+        cell = self.mask_side // side
+        pictures = np.full((2, self.objects, self.mask_side, self.mask_side), -10, np.float32)
+        for i in range(self.objects):
+            y, x = i // side * cell, i % side * cell
+            for step in (0, 1):
+                pictures[step, i, y + step : y + cell - 1 + step, x + step : x + cell - 1 + step] = 10
+        return pictures
+
+    def logits(self, t: int) -> Float32Array:
+        """``(K, h, w)`` mask logits of frame ``t``."""
+        masks: Float32Array = self._pictures[t // 4 % 2]
+        return masks
+
+    def detections(self, t: int, source_size: tuple[int, int]) -> Detections:
+        """All objects of frame ``t``, in order."""
+        logits = self.logits(t)
+        rows, cols = (logits > 0).any(2), (logits > 0).any(1)
+        y1, x1 = rows.argmax(1), cols.argmax(1)
+        boxes = np.stack([x1, y1, x1 + cols.sum(1), y1 + rows.sum(1)], axis=1) / self.mask_side
+        scaled = (boxes * np.array([*source_size[::-1]] * 2)).astype(np.float32)
+        return Detections(scaled, np.full(self.objects, DETECTED, np.float32), self.prompt_id, logits.copy())
+
+    def fits(self) -> bool:
+        """Whether every object has pixels."""
+        return self.mask_side // math.ceil(math.sqrt(self.objects)) >= 2
+
+
+class ForcedDetector(Sam3LiteTextDetector):
+    """The detector, whose answers are the scene's. As many queries pass as there are objects, so masks are paid for."""
+
+    def __init__(self, checkpoint: Checkpoint, config: DetectorConfig, device: Any, dtype: torch.dtype) -> None:
+        super().__init__(checkpoint, config, device, dtype)
+        self.scene = Scene(1, 1, checkpoint.low_res_size)
+        self.watch = Stopwatch(time.perf_counter)
+
+    def detect(self, frames: Sequence[Frame], prompts: Prompts) -> list[Detections]:
+        """The scene's objects, after the work."""
+        with self.watch.part("detection"):
+            super().detect(frames, prompts)
+        return [self.scene.detections(f.index, f.source_size) for f in frames]
+
+    def _encode(self, frames: Sequence[Frame]) -> Tensor:
+        with self.watch.part("image encoder"):
+            return super()._encode(frames)
+
+    def _scores(self, decoded: DetrDecoded, phrase: Tensor) -> Tensor:
+        wanted = torch.from_numpy(np.bincount(self.scene.prompt_id, minlength=self.scene.prompts))[phrase]
+        passes = torch.arange(decoded.logits.shape[1]) < wanted[:, None]
+        return torch.where(passes, DETECTED, 0.0).to(decoded.logits)
+
+
+class ForcedTracker(Sam3MemoryTracker):
+    """The memory tracker, to whom every object seems to be where the scene has it."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        parts: TrackerNetworks,
+        features: Callable[[Frame], Tensor],
+        config: TrackerConfig,
+        name: str,
+    ) -> None:
+        super().__init__(parts, features, config, stream_id=name)
+        self.raw: dict[int, Tensor] = {}
+        """What the networks said of the latest frame: mask logits ``(h, w)`` by row."""
+        propagate = self._heads.propagate
+
+        def forced(vision: Any, readings: Any) -> Decoded:
+            taken: list[Any] = []
+            found = propagate(vision, _noting(readings, taken))
+            rows = np.sort(np.concatenate([reading.rows for reading in taken]))
+            self.raw = dict(zip(rows.tolist(), found.logits, strict=True))
+            logits = torch.from_numpy(scene.logits(self._step)[rows]).to(found.logits)
+            return Decoded(logits, torch.full_like(found.object_logit, IN_PICTURE), found.pointer)
+
+        self._heads.propagate = forced  # type: ignore[method-assign]
+
+    def count_parts(self, watch: Stopwatch) -> None:
+        """Count what this tracker's networks do; the rest of a step is its plan."""
+        watch.wrap(self, "advance", "plan")
+        for method, part in (("vision", "neck"), ("propagate", "attention"), ("remember", "memory")):
+            watch.wrap(self._heads, method, part)
+
+
+def _noting(items: Any, taken: list[Any]) -> Iterator[Any]:
+    for item in items:
+        taken.append(item)
+        yield item
+
+
+def picture(t: int, side: int) -> UInt8Array:
+    """Noise that drifts, ``(side, side, 3)``: what is seen does not matter."""
+    base = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return np.ascontiguousarray(np.roll(base, t % side, axis=1))
+
+
+def synthetic_prompts(count: int, width: int) -> Prompts:
+    """Phrases of 32 tokens each with random embeddings of this width."""
+    tokens = np.random.default_rng(1).standard_normal((count, 32, width)).astype(np.float32)
+    return Prompts(tuple(f"phrase {i}" for i in range(count)), tokens, np.ones((count, 32), bool))
+
+
+@dataclass
+class Stopwatch:
+    """Exclusive seconds per part: what a wrapped method calls in turn is not counted in it.
+
+    Args:
+        clock: seconds.
+        wait: called before each reading; ``torch.cuda.synchronize`` where work is asynchronous.
+    """
+
+    clock: Callable[[], float]
+    wait: Callable[[], object] = lambda: None
+    is_on: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    _inner: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what happens inside as this part, while it is on."""
+        if not self.is_on:
+            yield
+            return
+        self.wait()
+        start = self.clock()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            self.wait()
+            spent = self.clock() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += spent
+
+    def wrap(self, owner: Any, method: str, name: str) -> None:
+        """Count every call of ``owner.method`` as this part."""
+        call = getattr(owner, method)
+
+        @wraps(call)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return call(*args, **kwargs)
+
+        setattr(owner, method, counted)
