@@ -314,6 +314,42 @@ def view(
     return 0
 
 
+@app.command(name="bench")
+@command
+def bench_(
+    output: Output,
+    model: Model = None,
+    frames: Annotated[int, typer.Option(help="Frames per case; from 200 on, the growth of memory is told.")] = 96,
+    objects: Annotated[str, typer.Option(help="How many objects, comma-separated.")] = "1,5,20",
+    prompts: Annotated[str, typer.Option(help="How many phrases, comma-separated.")] = "1,4",
+    device: Device = None,
+    dtype: Dtype = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+) -> int:
+    """Measure frames/s, where the time goes and memory, with a fixed number of objects on synthetic pictures."""
+    from configs.load import load_config
+    from pipeline import bench
+
+    values = {"model": {"name": model}, "device": {"name": device, "dtype": dtype}}
+    cases = bench.cases(_counts(objects, "--objects"), _counts(prompts, "--prompts"))
+    result = bench.run(load_config(config, set_ or (), values), cases, frames)
+    table = Table(*bench.COLUMNS, box=None, header_style="bold", pad_edge=False)
+    for row in result.rows:
+        table.add_row(*bench.cells(row))
+    output.result(result.as_dict(), table)
+    return 0
+
+
+def _counts(text: str, option: str) -> list[int]:
+    """Positive whole numbers, comma-separated."""
+    from pipeline.errors import UsageError
+
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in text.split(",")):
+        raise UsageError(f"bad numbers {text!r}", option, "write positive numbers such as 1,5,20")
+    return [int(part) for part in text.split(",")]
+
+
 @app.command()
 @command
 def doctor(
