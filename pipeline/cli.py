@@ -12,6 +12,22 @@ from rich.table import Table
 
 from pipeline.console import LiveProgress, Output, command
 from pipeline.live.command import stream
+from pipeline.options import (
+    Box,
+    Conf,
+    ConfigFile,
+    Device,
+    Dtype,
+    GpusPerWorker,
+    Model,
+    NotText,
+    Overwrite,
+    Ray,
+    Set,
+    Text,
+    TrackerName,
+    Workers,
+)
 
 app = typer.Typer(
     name="masklet",
@@ -22,19 +38,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Text = Annotated[list[str] | None, typer.Option("--text", "-t", help="Phrase to find; repeat for several.")]
-NotText = Annotated[list[str] | None, typer.Option("--not-text", help="Objects that match this phrase are vetoed.")]
-Box = Annotated[
-    list[str] | None,
-    typer.Option("--box", help="FRAME:x1,y1,x2,y2[:+|:-]: find everything like this / not like this."),
-]
-Model = Annotated[str | None, typer.Option(help="tiny, s0, s1, l, sam3, a Hub id or a local folder.")]
-TrackerName = Annotated[str | None, typer.Option("--tracker", help="sam3_memory or bytetrack.")]
-Conf = Annotated[float | None, typer.Option(help="Confidence that starts a masklet, 0..1.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N] or mps.")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file or preset (default, fast, accurate).")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
@@ -60,13 +63,13 @@ def track(
     stop: Annotated[str | None, typer.Option(help="End (exclusive): frame number, or seconds as 9s.")] = None,
     chunk: Annotated[str | None, typer.Option(help="Cut into pieces of this many seconds, as 60s; stitch ids.")] = None,
     overlap: Annotated[str | None, typer.Option(help="What neighbouring pieces share, as 2s.")] = None,
-    ray: Annotated[str, typer.Option(help="off, auto (join or start a cluster), local or an address.")] = "off",
-    workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0: one per GPU, or per two CPUs.")] = 0,
-    gpus_per_worker: Annotated[float | None, typer.Option(help="Below 1, workers share a GPU.")] = None,
+    ray: Ray = "off",
+    workers: Workers = 0,
+    gpus_per_worker: GpusPerWorker = None,
     decoder: Annotated[str | None, typer.Option(help="auto, decord or pyav.")] = None,
     detections: Annotated[str | None, typer.Option(help="Detections (MOT, COCO, Parquet) instead of a model.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run: do what is missing.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that exists.")] = False,
+    overwrite: Overwrite = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write the annotated video.")] = False,
     config: ConfigFile = None,
     set_: Set = None,

@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.live.checkpoint import Marks, load_state, prepare_state
 from pipeline.live.events import Event, LiveResult
+from pipeline.live.exemplars import Exemplars
 from pipeline.live.linker import Linked, LinkerConfig, LiveLinker, Seen
 from pipeline.live.phrases import PhraseTable
 from pipeline.live.stats import CameraStats, StageStats
@@ -74,6 +75,8 @@ class Camera:
     feed: CameraFeed
     marks: Marks
     folder: Path | None
+    prompts: Prompts
+    """As asked for, without exemplars."""
     phrases: PhraseTable = field(default_factory=PhraseTable)
     stats: CameraStats = field(default_factory=CameraStats)
     tracker: Tracker | None = None
@@ -99,6 +102,7 @@ class CameraWorker:
         linker_config: latency and when objects count as lost or ended.
         batch_frames: frames per detector call.
         max_gap_s: a longer gap starts a new session.
+        exemplars: boxes that say what to look for, besides the phrases.
     """
 
     def __init__(
@@ -109,9 +113,10 @@ class CameraWorker:
         *,
         batch_frames: int,
         max_gap_s: float,
+        exemplars: Exemplars | None = None,
     ) -> None:
         self._detector, self._make_tracker, self._linker_config = detector, make_tracker, linker_config
-        self._batch_frames, self._max_gap_s = batch_frames, max_gap_s
+        self._batch_frames, self._max_gap_s, self._exemplars = batch_frames, max_gap_s, exemplars
         self.cameras: dict[str, Camera] = {}
         self.stages = StageStats()
 
@@ -119,7 +124,7 @@ class CameraWorker:
 
     def add(self, stream_id: str, feed: CameraFeed, prompts: Prompts, folder: Path | None = None) -> CameraOutput:
         """Follow one more camera; continues the state in ``folder`` if there is one."""
-        camera = Camera(stream_id, feed, Marks(folder), folder)
+        camera = Camera(stream_id, feed, Marks(folder), folder, prompts)
         self.cameras[stream_id] = camera
         restored = self._restore(camera) if folder is not None else None
         self._change(camera, prompts)
@@ -147,7 +152,8 @@ class CameraWorker:
         return self._output(camera, self._change(camera, prompts))
 
     def _change(self, camera: Camera, prompts: Prompts) -> Linked:
-        camera.phrases.change(prompts)
+        camera.prompts = prompts
+        camera.phrases.change(self._exemplars.applied(prompts) if self._exemplars is not None else prompts)
         if camera.linker is None:
             return Linked()
         linked = camera.linker.set_phrases(camera.phrases.slots, camera.phrases.retired)
@@ -165,10 +171,20 @@ class CameraWorker:
         """Advance every camera that has a frame by that frame; what became final, and how many frames were tracked."""
         outputs = [out for camera in list(self.cameras.values()) if (out := self._poll(camera)) is not None]
         batch = self._collect()
+        self._look_at(batch)
         for (camera, live), found in zip(batch, self._detect(batch), strict=True):
             if found is not None:
                 outputs.append(self._follow(camera, live, found))
         return outputs, len(batch)
+
+    def _look_at(self, batch: Sequence[tuple[Camera, LiveFrame]]) -> None:
+        """Once the frame of an exemplar comes, every camera looks for what its boxes show."""
+        if self._exemplars is None or not self._exemplars.missing:
+            return
+        came = [self._exemplars.see(live.frame) for _, live in batch]
+        if any(came):
+            for camera in self.cameras.values():
+                self._change(camera, camera.prompts)
 
     def _poll(self, camera: Camera) -> CameraOutput | None:
         """Keep the connection going; report a loss, and end the session once the gap is too long."""

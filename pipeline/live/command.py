@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.console import Output, command
+from pipeline.options import Box, Conf, ConfigFile, Device, Dtype, Model, NotText, Overwrite, Set, Text, TrackerName
 
 
 @command
@@ -17,16 +18,15 @@ def stream(
         list[str] | None,
         typer.Argument(metavar="URL...", help="rtsp://, http(s)://, udp://, tcp://, a webcam's number or a file."),
     ] = None,
-    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="Phrase to find; repeat for several.")] = None,
+    text: Text = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="RUN", help="Also write a run folder.")] = None,
-    not_text: Annotated[
-        list[str] | None, typer.Option("--not-text", help="Objects that match this phrase are vetoed.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="tiny, s0, s1, l, sam3, a Hub id or a local folder.")] = None,
-    tracker: Annotated[str | None, typer.Option("--tracker", help="sam3_memory or bytetrack.")] = None,
-    conf: Annotated[float | None, typer.Option(help="Confidence that starts a masklet, 0..1.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda[:N] or mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    not_text: NotText = None,
+    box: Box = None,
+    model: Model = None,
+    tracker: TrackerName = None,
+    conf: Conf = None,
+    device: Device = None,
+    dtype: Dtype = None,
     latency: Annotated[
         int | None, typer.Option(help="Frames of hotstart: final rows, N frames late; 0: at once, with retractions.")
     ] = None,
@@ -49,11 +49,11 @@ def stream(
         str | None, typer.Option(help="Password of the page, for anything but loopback; or set MASKLET_TOKEN.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run: same ids, next frames.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that exists.")] = False,
-    config: Annotated[str | None, typer.Option("--config", help="YAML file or preset; default: live.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")] = None,
+    overwrite: Overwrite = False,
+    config: ConfigFile = None,
+    set_: Set = None,
 ) -> int:
-    """Follow cameras live: rows and events as they happen, for days."""
+    """Follow cameras live: rows and events as they happen, for days. The preset is live unless --config says other."""
     from configs.load import load_config
     from pipeline import api
     from pipeline.live.run import StreamOptions, run_stream
@@ -61,6 +61,7 @@ def stream(
     values = api.option_values(
         text=text or (),
         not_text=not_text or (),
+        boxes=box or (),
         model=model,
         tracker=tracker,
         device=device,

@@ -16,15 +16,16 @@ from typing import Any
 
 from configs.load import digest, load_config, to_yaml
 from configs.schema import Config
-from pipeline.api import encode_prompts, masklet_version, model_identity, option_values
+from pipeline.api import encode_prompts, masklet_version, model_identity, option_values, parse_box
 from pipeline.errors import RunInterruptedError, UsageError
 from pipeline.live.board import Board
 from pipeline.live.events import Event, LiveResult
+from pipeline.live.exemplars import PLACEHOLDER, Exemplars
 from pipeline.live.linker import LinkerConfig
 from pipeline.live.server import serve
 from pipeline.live.service import StreamService, all_failed
 from pipeline.live.sinks import Outlet, open_sinks
-from pipeline.sources.live import State
+from pipeline.sources.live import State, read_frames
 from pipeline.sources.live_open import CameraSpec, parse_cameras
 from pipeline.store import Manifest, RunWriter
 from pipeline.types import Detector, Prompts, Tracker
@@ -73,6 +74,11 @@ def live_config(config: Config) -> Config:
     return config.model_copy(update={"tracker": tracker.model_copy(update=limits)})
 
 
+def with_placeholder(config: Config) -> Config:
+    """Boxes alone need a phrase to hang on."""
+    return config.model_copy(update={"prompts": (PLACEHOLDER,)}) if config.boxes and not config.prompts else config
+
+
 def linker_config(config: Config) -> LinkerConfig:
     """When rows are final, from a :func:`live_config`."""
     hotstart = config.tracker.hotstart_delay_frames
@@ -117,7 +123,7 @@ def run_stream(
         UsageError, SourceError, ModelError, RunExistsError: nothing could be started, or nothing could be read.
         RunInterruptedError: Ctrl-C or SIGTERM; what was handed out is safe and ``--resume`` goes on with the same ids.
     """
-    config = live_config(config)
+    config = with_placeholder(live_config(config))
     specs = parse_cameras(options.urls or config.sources, realtime=options.realtime)
     if not specs and options.serve is None:
         raise UsageError("no camera given", "", "name a URL, a webcam number or a file")
@@ -155,7 +161,7 @@ def _service(config: Config, options: StreamOptions, specs: Sequence[CameraSpec]
     run = _open_run(config, options, specs) if options.out is not None else None
     return StreamService(
         config,
-        _worker(config, models),
+        _worker(config, models, specs, options.out),
         models.encode,
         _outlets(config, options),
         board=Board() if options.serve is not None else None,
@@ -164,14 +170,38 @@ def _service(config: Config, options: StreamOptions, specs: Sequence[CameraSpec]
     )
 
 
-def _worker(config: Config, models: Models) -> CameraWorker:
+def _worker(config: Config, models: Models, specs: Sequence[CameraSpec], out: Path | None = None) -> CameraWorker:
     return CameraWorker(
         models.detector,
         models.make_tracker,
         linker_config(config),
         batch_frames=config.detector.batch_frames,
         max_gap_s=config.live.max_gap_s,
+        exemplars=_exemplars(config, models, specs, out / "state" / "exemplars" if out is not None else None),
     )
+
+
+def _exemplars(config: Config, models: Models, specs: Sequence[CameraSpec], folder: Path | None) -> Exemplars | None:
+    """What ``--box`` shows, on the first camera; frames of a file are read now.
+
+    Raises:
+        UsageError: a bad box, no camera to draw it on, or a file that is shorter.
+    """
+    boxes = [parse_box(text) for text in config.boxes]
+    if not boxes:
+        return None
+    if not specs:
+        raise UsageError("a box is drawn on the first camera", "--box", "name one")
+    encode_boxes = getattr(models.detector, "encode_boxes", None)
+    if encode_boxes is None:
+        raise UsageError("this detector takes no boxes", "--box", "use --text, or a SAM3 model")
+    exemplars = Exemplars(boxes, specs[0].stream_id, encode_boxes, folder)
+    if specs[0].is_file and exemplars.missing:
+        for frame in read_frames(specs[0], config.live, exemplars.missing, _input_size(models)):
+            exemplars.see(frame)
+        if exemplars.missing:
+            raise UsageError(f"--box names frame {exemplars.missing[0]}", specs[0].shown, "the video is shorter")
+    return exemplars
 
 
 def _input_size(models: Models) -> tuple[int, int] | None:
@@ -245,6 +275,8 @@ def stream(
     urls: str | Sequence[str],
     text: str | Sequence[str] = (),
     *,
+    not_text: str | Sequence[str] = (),
+    boxes: Sequence[str] = (),
     latency: int | None = None,
     model: str | None = None,
     tracker: str | None = None,
@@ -261,6 +293,8 @@ def stream(
     Args:
         urls: a URL, webcam number or file, or several.
         text: the phrases to find.
+        not_text: phrases whose objects are vetoed.
+        boxes: exemplars on frames of the first camera, as ``FRAME:x1,y1,x2,y2[:+|:-]``.
         latency: frames of hotstart; 0 for rows at once and events for what is taken back.
         model: ``tiny`` (default), ``s0`` and so on.
         tracker: ``sam3_memory`` (default) or ``bytetrack``.
@@ -272,17 +306,19 @@ def stream(
     Raises:
         MaskletError: see :mod:`pipeline.errors`.
     """
-    phrases = [text] if isinstance(text, str) else list(text)
-    values = option_values(text=phrases, model=model, tracker=tracker, device=device)
+    phrases, vetoes = ([t] if isinstance(t, str) else list(t) for t in (text, not_text))
+    values = option_values(
+        text=phrases, not_text=vetoes, boxes=list(boxes), model=model, tracker=tracker, device=device
+    )
     values["live"] = {"latency_frames": latency}
-    effective = live_config(load_config(config or "live", set, values))
+    effective = with_placeholder(live_config(load_config(config or "live", set, values)))
     listed = (urls,) if isinstance(urls, str) else tuple(urls)
     return _items(effective, StreamOptions(urls=listed, realtime=realtime), load(effective))
 
 
 def _items(config: Config, options: StreamOptions, models: Models) -> Iterator[LiveResult | Event]:
     specs = parse_cameras(options.urls, realtime=options.realtime)
-    service = StreamService(config, _worker(config, models), models.encode, [], input_size=_input_size(models))
+    service = StreamService(config, _worker(config, models, specs), models.encode, [], input_size=_input_size(models))
     try:
         yield from service.drain()
         for spec in specs:

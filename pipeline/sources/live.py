@@ -12,8 +12,8 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -361,6 +361,26 @@ class LiveSource:
     def wake(self) -> None:
         """Tell the loop that something happened."""
         self._wake.set()
+
+
+def read_frames(
+    spec: CameraSpec, config: LiveConfig, indices: Sequence[int], input_size: tuple[int, int] | None
+) -> Iterator[Frame]:
+    """These frames of a file, as a :class:`LiveSource` would give them; fewer where it ends or breaks off."""
+    wake, waiting = threading.Event(), set(indices)
+    source = LiveSource(replace(spec, realtime=False), config, wake, input_size=input_size)
+    try:
+        while waiting and (source.state not in (State.ENDED, State.FAILED) or len(source.slot)):
+            source.poll()
+            live = source.take()
+            if live is None:
+                wake.wait(0.01)
+            elif live.frame.index in waiting:
+                waiting.remove(live.frame.index)
+                yield live.frame
+    finally:
+        source.stop()
+        source.join(1.0)
 
 
 class _Reader(threading.Thread):

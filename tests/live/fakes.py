@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from pipeline import masks as mask_ops
-from pipeline.types import Detections, Frame, FrameTracks, Prompts
+from pipeline.types import BoxPrompt, Detections, Frame, FrameTracks, Prompts
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 80, 220), "green": (40, 170, 70)}
 
@@ -34,10 +34,22 @@ class ColourDetector:
         self.batches = [*self.batches[-99:], [f.stream_id for f in frames]]
         return [self._one(frame, prompts) for frame in frames]
 
+    def encode_boxes(self, frame: Frame, boxes: Sequence[BoxPrompt], prompts: Prompts) -> Prompts:
+        """An exemplar is the colour in the middle of its box."""
+        n, scale = len(prompts.phrases), frame.image.shape[1] / frame.source_size[1]
+        for box in boxes:
+            assert box.frame == frame.index
+            x, y = (round(scale * (box.xyxy[k] + box.xyxy[k + 2]) / 2) for k in (0, 1))
+            token = np.array([*frame.image[y, x], 1], np.float32)
+            embeddings = np.concatenate([prompts.embeddings, np.tile(token, (n, 1, 1))], axis=1)
+            prompts = Prompts(prompts.phrases, embeddings, np.ones(embeddings.shape[:2], bool), prompts.num_vetoes)
+        return prompts
+
     def _one(self, frame: Frame, prompts: Prompts) -> Detections:
         boxes, scores, ids, logits = [], [], [], []
         for prompt_id, phrase in enumerate(prompts.phrases[: prompts.num_wanted]):
-            colour = np.array(COLOURS.get(phrase.split()[0], (1, 2, 3)))
+            shown = prompts.embeddings[prompt_id, -1]
+            colour = shown[:3] if shown[3] else np.array(COLOURS.get(phrase.split()[0], (1, 2, 3)))
             near = (np.abs(frame.image.astype(int) - colour).max(-1) < 60).astype(np.uint8)
             count, labels, stats, _ = cv2.connectedComponentsWithStats(near)
             for k in range(1, count):

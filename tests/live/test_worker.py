@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.live.exemplars import Exemplars
 from pipeline.live.linker import LinkerConfig
 from pipeline.sources.live import LiveFrame, Lost, State
-from pipeline.types import Frame
+from pipeline.types import Frame, Prompts
 from tests.live.fakes import ColourDetector, NearestTracker, prompts_of
 from tests.live.rtsp_server import picture
 from workers.camera_worker import CameraOutput, CameraWorker
@@ -55,13 +56,23 @@ class Script:
 class Bench:
     """A worker with scripted cameras, and all it said."""
 
-    def __init__(self, *names: str, batch: int = 4, folder: Path | None = None, max_gap_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        *names: str,
+        batch: int = 4,
+        folder: Path | None = None,
+        max_gap_s: float = 5.0,
+        exemplars: Exemplars | None = None,
+        prompts: Prompts | None = None,
+    ) -> None:
         self.detector = ColourDetector()
         self.trackers: list[NearestTracker] = []
-        self.worker = CameraWorker(self.detector, self._tracker, CONFIG, batch_frames=batch, max_gap_s=max_gap_s)
+        self.worker = CameraWorker(
+            self.detector, self._tracker, CONFIG, batch_frames=batch, max_gap_s=max_gap_s, exemplars=exemplars
+        )
         self.cameras = {name: Script(name) for name in names}
         self.outputs: list[CameraOutput] = []
-        prompts = prompts_of(["red disc", "blue disc"])
+        prompts = prompts or prompts_of(["red disc", "blue disc"])
         for name, camera in self.cameras.items():
             self.outputs.append(self.worker.add(name, camera, prompts, folder / name if folder else None))
 
