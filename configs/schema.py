@@ -77,6 +77,16 @@ class TrackerConfig(Section):
     """Memory tracking and its heuristics (names and values: SAM3, section on the video predictor)."""
 
     name: str = Field("sam3_memory", description="sam3_memory | bytetrack")
+    mode: Literal["exact", "adaptive"] = Field(
+        "exact",
+        description="sam3_memory; exact: memory attention for every object on every frame, as the reference; "
+        "adaptive: only for objects in doubt, and identities also by motion and look",
+    )
+    refresh_every_frames: int = Field(16, ge=1, description="adaptive: each object attends at least so often")
+    rest_score: Probability = Field(0.7, description="adaptive: detection confidence that can do without attention")
+    rest_iou: Probability = Field(0.5, description="adaptive: ... and its overlap with the object's predicted mask")
+    same_look: float = Field(0.8, ge=-1, le=1, description="adaptive: cosine of two looks of one thing, at least")
+    hide_after_frames: int = Field(5, ge=0, description="adaptive: frames without a detection that hide an object")
     max_objects: int = Field(10_000, ge=1, description="live objects per stream; the best-scoring are kept")
     new_object_score: Probability = Field(0.7, description="a detection needs this score to start an object")
     match_iou: Probability = Field(0.1, description="an object overlapping a detection by less is another one")
@@ -99,7 +109,7 @@ class TrackerConfig(Section):
     non_overlapping_memory: bool = Field(True, description="objects of one phrase share no pixel in memory")
     fill_hole_area_px: int = Field(16, ge=0, description="as in the detector, for what is tracked")
     high_score: Probability = Field(0.6, description="bytetrack: detections above are matched first")
-    lost_frames: int = Field(30, ge=1, description="bytetrack: frames a lost object can still return")
+    lost_frames: int = Field(30, ge=1, description="frames a lost object can still return (bytetrack, adaptive)")
 
     @model_validator(mode="after")
     def _keep_alive_range(self) -> TrackerConfig:
