@@ -169,7 +169,7 @@ class RayExecutor:
         has_gpus = any(n.get("GPU", 0) > 0 for n in nodes) and spec.config.device.name != "cpu"
         gpus = (gpus_per_worker if gpus_per_worker is not None else 1.0) if has_gpus else 0.0
         count, self._share = share_cluster(nodes, gpus, workers)
-        self._spec = ray.put(_with_threads(spec, self._share))
+        self._spec = ray.put(_from_anywhere(_with_threads(spec, self._share)))
         self._prompts = [ray.put(prompts)]
         self._slots = [_Slot(i) for i in range(count)]
         self._session, self._silence_s = session, silence_s
@@ -221,7 +221,7 @@ class RayExecutor:
                 slot.task, slot.silent_s, slot.frames = task, 0.0, 0
                 slot.stream = slot.actor.process.options(
                     num_returns="streaming", _generator_backpressure_num_objects=64
-                ).remote(task.unit, str(units))
+                ).remote(replace(task.unit, uri=_absolute(task.unit.uri)), str(units.absolute()))
 
     def _start(self, slot: _Slot) -> bool:
         """Start an actor if its place is there; a unit must not wait for a node while other workers are idle."""
@@ -367,6 +367,23 @@ def _with_threads(spec: WorkerSpec, share: Share) -> WorkerSpec:
     return replace(
         spec, config=spec.config.model_copy(update={"device": device.model_copy(update={"threads": threads})})
     )
+
+
+def _absolute(path: str) -> str:
+    """A local path as an absolute one; anything else (an address, a model's name) as it is."""
+    return str(Path(path).absolute()) if path and Path(path).exists() else path
+
+
+def _from_anywhere(spec: WorkerSpec) -> WorkerSpec:
+    """A worker's current folder is not the driver's."""
+    config, model = spec.config, spec.config.model
+    paths = {"name": _absolute(model.name), "tracker_from": model.tracker_from and _absolute(model.tracker_from)}
+    detections = {"detections": config.detector.detections and _absolute(config.detector.detections)}
+    update = {
+        "model": model.model_copy(update=paths),
+        "detector": config.detector.model_copy(update=detections),
+    }
+    return replace(spec, config=config.model_copy(update=update), exemplar_uri=_absolute(spec.exemplar_uri))
 
 
 def _next_for(slot: _Slot, waiting: deque[_Task]) -> _Task:
