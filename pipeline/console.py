@@ -232,7 +232,7 @@ class LiveProgress:
             return
         self._logged, elapsed_s, share = now, now - self._started, self._tally.share
         LOGGER.info("%s, %s", line, self._tally.note(elapsed_s))
-        if self._job is not None and share > 0:
+        if self._job is not None and share >= 0.01:  # before, an estimate is none
             left = timedelta(seconds=round(elapsed_s / share - elapsed_s))
             ended = f"{self._tally.num_ended} of {self._tally.num_videos} videos"
             LOGGER.info("%s, %.0f%% of the work, about %s left", ended, 100 * share, left)

@@ -214,8 +214,10 @@ class RayExecutor:
 
     def _hand_out(self, slots: list[_Slot], waiting: deque[_Task], units: Path) -> None:
         for slot in slots:
-            if slot.task is None and waiting and (slot.actor is not None or self._start(slot)):
-                task = _next_for(slot, waiting)
+            others_busy = any(s.task is not None for s in slots)
+            task = _next_for(slot, waiting, may_insist=not others_busy) if slot.task is None else None
+            if task is not None and (slot.actor is not None or self._start(slot)):
+                waiting.remove(task)
                 task.attempts += 1
                 task.workers.add(slot.number)
                 slot.task, slot.silent_s, slot.frames = task, 0.0, 0
@@ -386,13 +388,14 @@ def _from_anywhere(spec: WorkerSpec) -> WorkerSpec:
     return replace(spec, config=config.model_copy(update=update), exemplar_uri=_absolute(spec.exemplar_uri))
 
 
-def _next_for(slot: _Slot, waiting: deque[_Task]) -> _Task:
-    """The next unit, if possible one that this worker has not failed on."""
-    for task in waiting:
-        if slot.number not in task.workers:
-            waiting.remove(task)
-            return task
-    return waiting.popleft()
+def _next_for(slot: _Slot, waiting: deque[_Task], *, may_insist: bool) -> _Task | None:
+    """The next unit, if possible one that this worker has not failed on.
+
+    One that would be set aside but for having been on one worker only waits for another, unless there is none.
+    """
+    fresh = (t for t in waiting if slot.number not in t.workers)
+    again = (t for t in waiting if may_insist or t.attempts < MAX_ATTEMPTS)
+    return next(fresh, None) or next(again, None)
 
 
 def _first_line(error: Exception) -> str:
