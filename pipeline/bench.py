@@ -70,15 +70,16 @@ class Subject:
         self.detector.scene, self.detector.watch = self.scene, self.watch
         stop = self.next_frame + count
         for start in range(self.next_frame, stop, self._batch):
-            frames = [self._frame(t) for t in range(start, min(start + self._batch, stop))]
+            frames = [self.frame(t) for t in range(start, min(start + self._batch, stop))]
             found = self.detector.detect(frames, self._prompts)
             done += [(f, self.tracker.advance(f, d)) for f, d in zip(frames, found, strict=True)]
         self.next_frame = stop
         return done
 
-    def _frame(self, t: int) -> Frame:
+    def frame(self, t: int) -> Frame:
+        """A picture of the scene's video."""
         side = self.detector.image_size
-        return Frame(self.name, t, t / 30, picture(t, side), (side, side))
+        return Frame(self.name, t, t / 30, picture(t % 16, side), (side, side))
 
 
 @dataclass
