@@ -7,7 +7,6 @@ The CPU baseline: no model, no torch. Source: Zhang et al., arXiv 2110.06864, al
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from numpy.typing import NDArray
 
 from configs.schema import TrackerConfig
 from pipeline import masks as mask_tools
-from pipeline.errors import RunError
 from pipeline.telemetry import LOGGER
 from pipeline.types import RLE, BoolArray, Detections, Frame, FrameTracks, Int64Array
 from trackers import kalman
 from trackers.association import assign
+from trackers.state_files import read_state, write_state
 
 _FIRST_COST = 0.8
 """Stage one, confident detections: 1 - IoU * score at most."""
@@ -212,9 +211,7 @@ class ByteTrackTracker:
 
     def save(self, folder: Path) -> None:
         """Write ``tracker.json``; floats are written so that they read back bit-equal."""
-        folder.mkdir(parents=True, exist_ok=True)
         state = {
-            "version": _STATE_VERSION,
             "stream_id": self._stream_id,
             "session": self._session,
             "step": self._step,
@@ -224,7 +221,7 @@ class ByteTrackTracker:
             "covariance": self._covariance.tolist(),
             "counters": dict(self.counters),
         }
-        (folder / "tracker.json").write_text(json.dumps(state))
+        write_state(folder, _STATE_VERSION, state)
 
     def restore(self, folder: Path) -> None:
         """Continue from a state written by :meth:`save` with the same configuration.
@@ -232,12 +229,7 @@ class ByteTrackTracker:
         Raises:
             RunError: there is no state, or one of another version.
         """
-        try:
-            state = json.loads((folder / "tracker.json").read_text())
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read the tracker's state: {error}", str(folder)) from error
-        if state.get("version") != _STATE_VERSION:
-            raise RunError(f"tracker state of version {state.get('version')}, expected {_STATE_VERSION}", str(folder))
+        state = read_state(folder, _STATE_VERSION)
         self._stream_id, self._session = state["stream_id"], state["session"]
         self._step, self._next_id = state["step"], state["next_id"]
         self._tracks = [_Track(**track) for track in state["tracks"]]

@@ -108,12 +108,15 @@ class Lifecycle:
         """``(M,)`` phrases of the live objects."""
         return np.array([life.prompt_id for life in self._lives], np.int16)
 
-    def plan(self, step: int, seen: Evidence) -> UpdatePlan:
+    def plan(self, step: int, seen: Evidence, matches: Association | None = None) -> UpdatePlan:
         """Decide frame ``step`` (0, 1, 2 ...) and update the bookkeeping: rows that die leave, new ones join.
 
+        ``matches`` are SAM3's, by mask overlap alone, unless the caller knows better.
         New objects only join while the detector ran; without it, objects neither gain nor lose standing.
         """
-        matches = associate(seen.det_iou, seen.det_score, seen.det_prompt, self.prompt_ids, seen.is_empty, self._config)
+        matches = matches or associate(
+            seen.det_iou, seen.det_score, seen.det_prompt, self.prompt_ids, seen.is_empty, self._config
+        )
         new, num_refused = self._admit(matches, seen.det_score)
         withdrawn = self._hotstart(step, matches, seen) if seen.detector_ran else np.zeros(len(self), bool)
         hidden = self._overdue(withdrawn)

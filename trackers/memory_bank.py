@@ -88,25 +88,34 @@ class MemoryBank:
         self.memory_step = np.concatenate([self.memory_step, new.memory_step])
         self.pointer_step = np.concatenate([self.pointer_step, new.pointer_step])
 
-    def write(self, step: int, memory: torch.Tensor, pointer: torch.Tensor, conditioning: BoolArray) -> None:
-        """Frame ``step`` of every object: memory ``(M, S, 64)``, pointer ``(M, C)``, and whose frame conditions."""
+    def write(
+        self,
+        step: int,
+        memory: torch.Tensor,
+        pointer: torch.Tensor,
+        conditioning: BoolArray,
+        rows: Int64Array | None = None,
+    ) -> None:
+        """Frame ``step`` of all or ``rows``: memory ``(G, S, 64)``, pointer ``(G, C)``, and whose conditions."""
+        rows = np.arange(len(self)) if rows is None else rows
+        at = torch.from_numpy(rows).to(memory.device)
         slot = self._num_conditioning + step % self._num_recent
-        self.memory[:, slot] = memory.to(self.memory.dtype)
-        self.memory_step[:, slot] = step
+        self.memory[at, slot] = memory.to(self.memory.dtype)
+        self.memory_step[rows, slot] = step
         slot = self._num_conditioning + step % self._num_pointers
-        self.pointer[:, slot] = pointer.to(self.pointer.dtype)
-        self.pointer_step[:, slot] = step
-        rows = np.flatnonzero(conditioning)
-        if len(rows):
-            self._write_conditioning(step, rows, memory, pointer)
+        self.pointer[at, slot] = pointer.to(self.pointer.dtype)
+        self.pointer_step[rows, slot] = step
+        if conditioning.any():
+            chosen = torch.from_numpy(np.flatnonzero(conditioning)).to(memory.device)
+            self._write_conditioning(step, rows[conditioning], memory[chosen], pointer[chosen])
 
     def _write_conditioning(self, step: int, rows: Int64Array, memory: torch.Tensor, pointer: torch.Tensor) -> None:
         slots = self.memory_step[rows, : self._num_conditioning].argmin(1)
         self.memory_step[rows, slots] = step
         self.pointer_step[rows, slots] = step
         at, to = torch.from_numpy(rows).to(memory.device), torch.from_numpy(slots).to(memory.device)
-        self.memory[at, to] = memory[at].to(self.memory.dtype)
-        self.pointer[at, to] = pointer[at].to(self.pointer.dtype)
+        self.memory[at, to] = memory.to(self.memory.dtype)
+        self.pointer[at, to] = pointer.to(self.pointer.dtype)
 
     def keep(self, rows: BoolArray) -> None:
         """Forget all other rows."""
@@ -116,17 +125,21 @@ class MemoryBank:
         self.memory, self.pointer = self.memory[at], self.pointer[at]
         self.memory_step, self.pointer_step = self.memory_step[rows], self.pointer_step[rows]
 
-    def read(self, step: int, max_rows: int) -> Iterator[Reading]:
+    def read(self, step: int, max_rows: int, rows: Int64Array | None = None) -> Iterator[Reading]:
         """What frame ``step`` can attend to: batches of at most ``max_rows`` objects with equally many memories.
+
+        Only of ``rows``, if they are given. Where frames were left out, what is in a ring but older than the ring is
+        long is not read: it has no temporal encoding.
 
         A conditioning frame is read once, as such, although the ring of recent frames holds it too; once four newer
         ones displaced it, it is a recent frame again (SAM3's "unselected conditioning frames").
         """
+        rows = np.arange(len(self)) if rows is None else rows
         memory_age, pointer_age = self._ages(step, self.memory_step), self._ages(step, self.pointer_step)
         counts = np.stack([(memory_age != _EMPTY).sum(1), (pointer_age != _EMPTY).sum(1)], axis=1)
         memory_age[:, : self._num_conditioning][memory_age[:, : self._num_conditioning] != _EMPTY] = 0
-        for count in np.unique(counts, axis=0):
-            group = np.flatnonzero((counts == count).all(1))
+        for count in np.unique(counts[rows], axis=0):
+            group = rows[(counts[rows] == count).all(1)]
             for start in range(0, len(group), max_rows):
                 yield self._gather(group[start : start + max_rows], memory_age, pointer_age)
 
@@ -135,7 +148,7 @@ class MemoryBank:
         conditioning, recent = np.split(steps, [self._num_conditioning], axis=1)
         doubled = (recent[:, :, None] == conditioning[:, None]).any(2)
         readable = steps != _EMPTY
-        readable[:, self._num_conditioning :] &= ~doubled
+        readable[:, self._num_conditioning :] &= ~doubled & (step - recent <= recent.shape[1])
         return np.where(readable, step - steps, _EMPTY)
 
     def _gather(self, rows: Int64Array, memory_age: Int64Array, pointer_age: Int64Array) -> Reading:

@@ -34,6 +34,8 @@ class LowResTracks:
     """``(N, h, w)`` float32 mask logits over the whole frame, on the tracker's device; may be empty masks."""
     withdrawn: Int64Array
     """``(K,)`` ids that hotstart took back on this frame."""
+    reason: Int64Array | None = None
+    """``(N,)`` adaptive mode: why each object rests or attends (``trackers.attention_plan.Reason``)."""
 
 
 def render(low: LowResTracks, frame: Frame, session: int = 0) -> FrameTracks:

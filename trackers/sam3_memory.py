@@ -26,14 +26,18 @@ from pipeline.masks import boxes_to_masks
 from pipeline.telemetry import LOGGER
 from pipeline.torch_masks import area_at, fill_holes_and_islands, mask_iou
 from pipeline.types import Detections, Float32Array, Frame, FrameTracks, Int64Array
+from trackers.adaptive import Adaptive
 from trackers.appearance import FrameLooks, Gallery
 from trackers.lifecycle import Evidence, Lifecycle, UpdatePlan
 from trackers.memory_bank import MemoryBank
 from trackers.overlap import CLEARED_LOGIT, clear_shrunk
 from trackers.rendering import LowResTracks, render
 from trackers.sam_heads import NO_OBJECT_LOGIT, Decoded, SamHeads, Vision
+from trackers.state_files import read_state, write_state
 
 _STATE_VERSION = 2
+_TENSORS = "tracker.safetensors"
+_PREFIX = "adaptive."
 _BOX_LOGIT = 10.0
 
 
@@ -81,12 +85,16 @@ class Sam3MemoryTracker:
         self._gallery = Gallery()
         self._step = 0
         self.counters: Counter[str] = Counter()
-        """What was dropped: ``over_budget``, ``nonfinite_detections``, ``nonfinite_objects``."""
+        """What was dropped: ``over_budget``, ``nonfinite_detections``, ``nonfinite_objects``; and adaptive's own."""
+        self._adaptive: Adaptive | None = None
+        if config.mode == "adaptive":
+            self._adaptive = Adaptive(self._heads, self._bank, self._lifecycle, self._gallery, config, self.counters)
 
     @property
     def num_state_bytes(self) -> int:
         """Bytes of what is remembered: proportional to the live objects, not to time."""
-        return self._bank.num_bytes + self._gallery.num_bytes + len(json.dumps(self._lifecycle.state()))
+        adaptive = 0 if self._adaptive is None else self._adaptive.num_bytes
+        return adaptive + self._bank.num_bytes + self._gallery.num_bytes + len(json.dumps(self._lifecycle.state()))
 
     def step(self, frame: Frame, detections: Detections | None) -> FrameTracks:
         """Advance by one frame; masks at source resolution."""
@@ -97,6 +105,8 @@ class Sam3MemoryTracker:
         """Advance by one frame; masks as low-resolution logits (what :meth:`step` renders)."""
         found = self._finite(detections) if detections is not None else Detections.empty()
         det_logits = self._det_logits(found, frame)
+        if self._adaptive is not None:
+            return self._advance_adaptive(self._adaptive, frame, found, det_logits, detector_ran=detections is not None)
         hidden = self._features(frame) if len(self._bank) else None
         vision = self._heads.vision(hidden) if hidden is not None else None
         tracked = self._propagate(vision)
@@ -116,6 +126,24 @@ class Sam3MemoryTracker:
             self._look(FrameLooks(hidden, frame.image, self._heads.mask_size), plan, shown, det_logits)
         self._step += 1
         return self._outcome(plan, ids[plan.withdrawn], evidence, shown, det_logits)
+
+    def _advance_adaptive(
+        self, adaptive: Adaptive, frame: Frame, found: Detections, det_logits: Tensor, *, detector_ran: bool
+    ) -> LowResTracks:
+        """See :mod:`trackers.adaptive`; nothing to follow and nothing found reads no features."""
+        if len(self._bank) == 0 and len(found) == 0:
+            self._step += 1
+            return self._nobody()
+        hidden = self._features(frame)
+        looks = FrameLooks(hidden, frame.image, self._heads.mask_size)
+        low, plan = adaptive.advance(self._step, hidden, looks, found, det_logits, detector_ran=detector_ran)
+        self._count(plan)
+        self._step += 1
+        return low
+
+    def _nobody(self) -> LowResTracks:
+        ids, prompts = np.zeros(0, np.int64), np.zeros(0, np.int16)
+        return LowResTracks(ids, prompts, np.zeros(0, np.float32), self._heads.nothing().logits, ids)
 
     def _finite(self, detections: Detections) -> Detections:
         """Without detections whose score, box or mask is NaN or infinite."""
@@ -246,39 +274,47 @@ class Sam3MemoryTracker:
         stays = self._lifecycle.forget(track_ids)
         self._bank.keep(stays)
         self._gallery.keep(stays)
+        if self._adaptive is not None:
+            self._adaptive.keep(stays)
 
     def save(self, folder: Path) -> None:
         """Write ``tracker.json`` and ``tracker.safetensors``; :meth:`restore` continues bit-equal."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._bank.tensors() | {"looks": self._gallery.looks}, folder / "tracker.safetensors")
         state = {
-            "version": _STATE_VERSION,
             "stream_id": self._stream_id,
             "session": self._session,
             "step": self._step,
+            "mode": self._config.mode,
             "lifecycle": self._lifecycle.state(),
             "counters": dict(self.counters),
         }
-        (folder / "tracker.json").write_text(json.dumps(state))
+        write_state(folder, _STATE_VERSION, state)
+        tensors = self._bank.tensors() | {"looks": self._gallery.looks.contiguous()}
+        if self._adaptive is not None:
+            tensors |= {_PREFIX + name: tensor for name, tensor in self._adaptive.tensors().items()}
+        save_file(tensors, folder / _TENSORS)
 
     def restore(self, folder: Path) -> None:
         """Continue from a state written by :meth:`save` with the same model and configuration.
 
         Raises:
-            RunError: there is no state, or one of another version.
+            RunError: there is no state, or one of another version or mode.
         """
+        state = read_state(folder, _STATE_VERSION)
+        if state["mode"] != self._config.mode:
+            raise RunError(f"tracker state of mode {state['mode']}, expected {self._config.mode}", str(folder))
         try:
-            state = json.loads((folder / "tracker.json").read_text())
-            tensors = load_file(folder / "tracker.safetensors", device=str(self._device))
+            tensors = load_file(folder / _TENSORS, device=str(self._device))
         except (OSError, ValueError) as error:
             raise RunError(f"cannot read the tracker's state: {error}", str(folder)) from error
-        if state.get("version") != _STATE_VERSION:
-            raise RunError(f"tracker state of version {state.get('version')}, expected {_STATE_VERSION}", str(folder))
         self._stream_id, self._session, self._step = state["stream_id"], state["session"], state["step"]
         self._lifecycle.load_state(state["lifecycle"])
         self._bank.load_tensors(tensors)
         self._gallery.looks = tensors["looks"]
-        self.counters = Counter(state["counters"])
+        if self._adaptive is not None:
+            own = {name.removeprefix(_PREFIX): t for name, t in tensors.items() if name.startswith(_PREFIX)}
+            self._adaptive.load_tensors(own)
+        self.counters.clear()
+        self.counters.update(state["counters"])
 
 
 def _drops(plan: UpdatePlan) -> dict[str, int]:

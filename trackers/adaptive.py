@@ -1,0 +1,411 @@
+"""Adaptive tracking, carried out: attention for objects in doubt, detections for the rest, memory written late.
+
+A resting object takes its detection's mask and costs nothing more: its memory is written only when it is to attend
+again, from the mask and the features of the frame before, as a conditioning frame (so as SAM2 remembers a mask that
+somebody gave). Thus one frame's features are all that is kept beside the memory bank. On frames on which everybody
+rests even the tracker's neck is skipped.
+
+A mask found by attention counts as long as it lies where the object can be, looks like it and is not what another
+object's detection covers; without a detection for ``hide_after_frames`` the object is hidden and sleeps, and after
+``lost_frames`` it ends. The decisions are those of :mod:`trackers.attention_plan`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.schema import TrackerConfig
+from pipeline.torch_masks import mask_iou
+from pipeline.types import BoolArray, Detections, Float32Array, Int16Array, Int64Array
+from trackers.appearance import FrameLooks, Gallery
+from trackers.association import Association
+from trackers.attention_plan import Outlook, Reason, claims, who_attends
+from trackers.lifecycle import Evidence, Lifecycle, UpdatePlan
+from trackers.mask_motion import boxes, moved
+from trackers.memory_bank import MemoryBank
+from trackers.overlap import CLEARED_LOGIT, clear_shrunk
+from trackers.rendering import LowResTracks
+from trackers.sam_heads import NO_OBJECT_LOGIT, Decoded, SamHeads, Vision
+from trackers.trajectory import Trajectories
+
+_JUMPED_IOU = 0.3
+"""A tracked mask with this overlap with another object's detection has jumped to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """Masks of one frame against each other, on the host. Candidates: N detections, then A masks of objects."""
+
+    iou: Float32Array
+    """``(N + A, N + A)``"""
+    box: Float32Array
+    """``(N + A, 4)`` tight boxes, mask pixels."""
+    likeness: Float32Array
+    """``(N + A, M)`` cosine with the objects' mean looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attended:
+    """What memory attention found for A objects."""
+
+    rows: Int64Array
+    """``(A,)`` ascending."""
+    found: Decoded
+    object_logit: Float32Array
+    """``(A,)``"""
+    is_finite: BoolArray
+    """``(A,)``"""
+
+
+class Adaptive:
+    """State and step of adaptive mode; networks, memory bank and bookkeeping are the tracker's own.
+
+    Args:
+        counters: ``attended``, ``rested``, ``slept``: objects times frames; ``recovered``: out of sight and found
+            again under their old id; ``ended``: out of sight for too long.
+    """
+
+    def __init__(
+        self,
+        heads: SamHeads,
+        bank: MemoryBank,
+        lifecycle: Lifecycle,
+        gallery: Gallery,
+        config: TrackerConfig,
+        counters: Counter[str],
+    ) -> None:
+        self._heads, self._bank, self._lifecycle, self._gallery = heads, bank, lifecycle, gallery
+        self._config, self.counters = config, counters
+        self.trajectories = Trajectories.none()
+        self.masks = torch.zeros(0, *heads.mask_size, dtype=torch.bool, device=heads.device)
+        """``(M, h, w)`` where each object was last seen."""
+        self.hidden: Tensor | None = None
+        """The last frame's features while some memory of it is unwritten."""
+        self._vision: Vision | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held beside the bank."""
+        hidden = 0 if self.hidden is None else self.hidden.numel() * self.hidden.element_size()
+        return self.trajectories.num_bytes + self.masks.numel() + hidden
+
+    def keep(self, rows: BoolArray) -> None:
+        """Forget all other rows."""
+        self.trajectories.keep(rows)
+        self.masks = self.masks[torch.from_numpy(np.flatnonzero(rows)).to(self.masks.device)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, by name."""
+        columns = {name: torch.from_numpy(np.ascontiguousarray(c)) for name, c in self.trajectories.columns().items()}
+        waiting = {} if self.hidden is None else {"hidden": self.hidden.contiguous()}
+        return {"masks": self.masks.to(torch.uint8)} | columns | waiting
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what :meth:`tensors` returned; ``vision`` is computed again when needed, to the same bits."""
+        self.masks, self.hidden, self._vision = tensors["masks"].bool(), tensors.get("hidden"), None
+        columns = self.trajectories.columns()
+        self.trajectories = Trajectories(**{name: tensors[name].cpu().numpy() for name in columns})
+
+    def advance(
+        self,
+        step: int,
+        hidden: Tensor,
+        looks: FrameLooks,
+        found: Detections,
+        det_logits: Tensor,
+        *,
+        detector_ran: bool,
+    ) -> tuple[LowResTracks, UpdatePlan]:
+        """One frame; the bookkeeping is brought up to date, memory is written or noted as pending."""
+        path = self.trajectories
+        path.predict()
+        inside = det_logits > 0
+        outlook = self._outlook(found, inside, looks, detector_ran)
+        reason, rests = who_attends(outlook, self._config)
+        frame = _Frame(hidden, self._heads)
+        attended = self._attend(step, frame, np.flatnonzero((rests < 0) & (reason != Reason.SLEEPS)))
+        survey = self._survey(torch.cat([inside, attended.found.logits > 0]), looks)
+        n = len(found)
+        tracked_iou = np.zeros((n, len(path)), np.float32)
+        tracked_iou[:, attended.rows] = survey.iou[:n, n:]
+        claimed = claims(outlook, rests, tracked_iou, self._config)
+        shows = self._shows(outlook, attended, survey, claimed, tracked_iou)
+        final = self._final(det_logits, attended, shows)
+        evidence = self._evidence(found, attended, survey, shows, detector_ran)
+        ids, prompts = self._lifecycle.track_ids, self._lifecycle.prompt_ids
+        plan = self._lifecycle.plan(step, evidence, self._matches(found, evidence, claimed, detector_ran))
+        final = final.masked_fill(torch.from_numpy(plan.yields).to(final.device)[:, None, None], CLEARED_LOGIT)
+        self._count(reason, claimed, path)
+        self._remember(step, frame, attended, final, prompts, claimed, shows, tracked_iou, reason)
+        self._follow(final, survey.box, shows, claimed, attended.rows, detector_ran, looks, reason)
+        low = self._outcome(plan, ids, prompts, final, shows, evidence, reason, det_logits)
+        self._bury_and_bear(step, frame, plan, inside, survey.box, looks)
+        pending = bool(path.pending.any())
+        self.hidden, self._vision = (hidden, frame.computed) if pending else (None, None)
+        return low, plan
+
+    def _outlook(self, found: Detections, inside: Tensor, looks: FrameLooks, detector_ran: bool) -> Outlook:
+        path, n = self.trajectories, len(found)
+        survey = self._survey(torch.cat([inside, moved(self.masks, path.shift)]), looks)
+        box = survey.box[:n].astype(np.float64)
+        side = np.maximum(box[:, 2:] - box[:, :2], 1)
+        return Outlook(
+            det_score=found.score,
+            det_prompt=found.prompt_id,
+            det_centre=(box[:, :2] + box[:, 2:]) / 2,
+            det_size=np.sqrt(side[:, 0] * side[:, 1]),
+            prompt=self._lifecycle.prompt_ids,
+            centre=path.centre,
+            size=path.size,
+            iou=survey.iou[:n, n:],
+            rival_iou=survey.iou[n:, n:].copy(),
+            likeness=survey.likeness[:n],
+            unseen=path.unseen.copy(),
+            since_attention=path.since_attention.copy(),
+            detector_ran=detector_ran,
+        )
+
+    def _survey(self, inside: Tensor, looks: FrameLooks) -> _Survey:
+        """One transfer to the host."""
+        count, num_rows = len(inside), len(self.trajectories)
+        likeness = inside.new_zeros((count, num_rows), dtype=torch.float32)
+        if num_rows:
+            likeness = looks.describe(inside) @ self._gallery.looks.T
+        table = torch.cat([mask_iou(inside, inside), boxes(inside), likeness], dim=1).cpu().numpy()
+        return _Survey(table[:, :count], table[:, count : count + 4], table[:, count + 4 :])
+
+    def _attend(self, step: int, frame: _Frame, rows: Int64Array) -> _Attended:
+        """Memory attention for ``rows``, after writing what they have pending."""
+        if len(rows) == 0:
+            return _Attended(rows, self._heads.nothing(), np.zeros(0, np.float32), np.zeros(0, bool))
+        self._write_pending(step, rows[self.trajectories.pending[rows] > 0])
+        found = self._heads.propagate(frame.vision, self._bank.read(step, self._heads.max_rows, rows))
+        finite = found.logits.flatten(1).isfinite().all(1) & found.object_logit.isfinite()
+        finite &= found.pointer.isfinite().all(1)
+        table = torch.stack([found.object_logit, finite.float()]).cpu().numpy()
+        return _Attended(rows, found, table[0], table[1] > 0)
+
+    def _write_pending(self, step: int, rows: Int64Array) -> None:
+        """Memory of the frame before, from its masks."""
+        if len(rows) == 0:
+            return
+        assert self.hidden is not None  # kept as long as anything is pending
+        vision = self._vision or self._heads.vision(self.hidden)
+        self._vision = vision
+        memory, pointer = self._heads.begin(vision, self.masks[torch.from_numpy(rows).to(self.masks.device)])
+        self._bank.write(step - 1, memory, pointer, np.ones(len(rows), bool), rows)
+        self.trajectories.pending[rows] = 0
+
+    def _shows(
+        self,
+        outlook: Outlook,
+        attended: _Attended,
+        survey: _Survey,
+        claimed: Int64Array,
+        tracked_iou: Float32Array,
+    ) -> Int64Array:
+        """``(M,)`` the candidate that is each object's mask, or -1.
+
+        A claimed detection, unless it is weak and attention agrees with it; without a claim what attention found, if
+        it can be the object.
+        """
+        config, n = self._config, len(outlook.det_score)
+        rows = np.arange(len(claimed))
+        score = np.append(outlook.det_score, 0)[claimed]
+        agrees = np.concatenate([tracked_iou, np.zeros((1, len(rows)), np.float32)])[claimed, rows]
+        tracked = np.full(len(rows), -1, np.int64)
+        tracked[attended.rows] = n + np.arange(len(attended.rows))
+        weak = (score < config.recondition_score) & (agrees >= config.track_match_iou)
+        by_claim = np.where(weak, tracked, claimed)
+        credible = np.zeros(len(rows), bool)
+        credible[attended.rows] = self._credible(outlook, attended, survey, claimed)
+        return np.where(claimed >= 0, by_claim, np.where(credible, tracked, -1))
+
+    def _credible(self, outlook: Outlook, attended: _Attended, survey: _Survey, claimed: Int64Array) -> BoolArray:
+        """``(A,)`` masks found by attention that can be shown although no detection is the object's."""
+        n, rows, config = len(outlook.det_score), attended.rows, self._config
+        box = survey.box[n:].astype(np.float64)
+        credible = attended.is_finite & (box[:, 2] > box[:, 0])
+        if not outlook.detector_ran:
+            return np.asarray(credible, bool)
+        credible &= outlook.unseen[rows] < config.hide_after_frames
+        distance = np.linalg.norm((box[:, :2] + box[:, 2:]) / 2 - outlook.centre[rows], axis=1)
+        credible &= distance <= outlook.size[rows] * np.sqrt(1.0 + outlook.unseen[rows])
+        credible &= survey.likeness[n + np.arange(len(rows)), rows] >= config.same_look
+        taken = np.unique(claimed[claimed >= 0])
+        same = outlook.det_prompt[taken][None] == outlook.prompt[rows][:, None]
+        jumped = ((survey.iou[n:][:, taken] >= _JUMPED_IOU) & same).any(1)
+        return np.asarray(credible & ~jumped, bool)
+
+    def _final(self, det_logits: Tensor, attended: _Attended, shows: Int64Array) -> Tensor:
+        """``(M, h, w)`` logits of every object's mask on this frame."""
+        nobody = det_logits.new_full((1, *self._heads.mask_size), NO_OBJECT_LOGIT, dtype=torch.float32)
+        candidates = torch.cat([det_logits.float(), attended.found.logits, nobody])
+        return candidates[torch.from_numpy(shows).to(candidates.device)]
+
+    def _evidence(
+        self, found: Detections, attended: _Attended, survey: _Survey, shows: Int64Array, detector_ran: bool
+    ) -> Evidence:
+        """As the lifecycle wants it: about the masks that are shown."""
+        n, count = len(found), len(survey.box)
+        padded = np.zeros((count + 1, count + 1), np.float32)
+        padded[:count, :count] = survey.iou
+        probability = np.clip(found.score.astype(np.float64), 1e-6, 1 - 1e-6)
+        logit = np.concatenate([np.log(probability / (1 - probability)), attended.object_logit, [NO_OBJECT_LOGIT]])
+        finite = np.ones(len(shows), bool)
+        finite[attended.rows] = attended.is_finite
+        return Evidence(
+            det_score=found.score,
+            det_prompt=found.prompt_id,
+            det_iou=padded[:n][:, shows],
+            track_iou=padded[np.ix_(shows, shows)],
+            object_logit=logit[shows].astype(np.float32),
+            is_empty=shows < 0,
+            is_finite=finite,
+            detector_ran=detector_ran,
+        )
+
+    def _matches(self, found: Detections, evidence: Evidence, claimed: Int64Array, detector_ran: bool) -> Association:
+        """One to one; a detection that nobody claims and that lies on nobody starts an object."""
+        n, prompt = len(found), self._lifecycle.prompt_ids
+        same = found.prompt_id[:, None] == prompt[None]
+        taken = np.isin(np.arange(n), claimed)
+        lies_on = ((evidence.det_iou >= self._config.match_iou) & same).any(1)
+        is_new = (found.score >= self._config.new_object_score) & ~taken & ~lies_on
+        return Association(is_new, np.arange(n)[:, None] == claimed[None], (claimed < 0) & detector_ran, claimed)
+
+    def _count(self, reason: Int64Array, claimed: Int64Array, path: Trajectories) -> None:
+        slept = int((reason == Reason.SLEEPS).sum())
+        rested = int((reason == Reason.RESTS).sum())
+        counts = {
+            "attended": len(reason) - slept - rested,
+            "rested": rested,
+            "slept": slept,
+            "recovered": int(((path.unseen > 0) & (claimed >= 0)).sum()),
+        }
+        self.counters.update({name: count for name, count in counts.items() if count})
+
+    def _remember(
+        self,
+        step: int,
+        frame: _Frame,
+        attended: _Attended,
+        final: Tensor,
+        prompts: Int16Array,
+        claimed: Int64Array,
+        shows: Int64Array,
+        tracked_iou: Float32Array,
+        reason: Int64Array,
+    ) -> None:
+        """Write what attention agrees with or found alone; note what has to wait; leave out what is not credible."""
+        path = self.trajectories
+        rows = np.arange(len(claimed))
+        agrees = np.concatenate([tracked_iou, np.zeros((1, len(rows)), np.float32)])[claimed, rows]
+        attends = np.isin(rows, attended.rows)
+        confirmed = attends & (claimed >= 0) & (agrees >= self._config.track_match_iou)
+        path.pending[:] = (claimed >= 0) & ~confirmed
+        empty = np.zeros(len(rows), bool)
+        empty[attended.rows] = attended.object_logit <= 0
+        chosen = np.flatnonzero(attends & (confirmed | ((claimed < 0) & ((shows >= 0) | empty))))
+        if len(chosen) == 0:
+            return
+        at = torch.from_numpy(chosen).to(final.device)
+        logits = final[at]
+        if self._config.non_overlapping_memory:
+            logits = clear_shrunk(logits, prompts[chosen])
+        of = torch.from_numpy(np.searchsorted(attended.rows, chosen)).to(final.device)
+        conditions = (shows[chosen] == claimed[chosen]) & (claimed[chosen] >= 0) & (reason[chosen] != Reason.RIVALS)
+        memory = self._heads.remember(frame.vision, logits)
+        self._bank.write(step, memory, attended.found.pointer[of], conditions, chosen)
+
+    def _follow(
+        self,
+        final: Tensor,
+        box: Float32Array,
+        shows: Int64Array,
+        claimed: Int64Array,
+        attended: Int64Array,
+        detector_ran: bool,
+        looks: FrameLooks,
+        reason: Int64Array,
+    ) -> None:
+        """Place, look and clocks after this frame."""
+        path = self.trajectories
+        seen = np.flatnonzero(shows >= 0)
+        path.correct(seen, box[shows[seen]].astype(np.float64))
+        path.unseen = np.where(claimed >= 0, 0, path.unseen + detector_ran)
+        path.since_attention += 1
+        path.since_attention[attended] = 0
+        if len(final) == 0:
+            return
+        shown = torch.from_numpy(shows >= 0).to(final.device)
+        inside = final > 0
+        self.masks = torch.where(shown[:, None, None], inside, self.masks)
+        trusted = torch.from_numpy((claimed >= 0) & (reason != Reason.RIVALS)).to(final.device)
+        self._gallery.see(looks.describe(inside), trusted)
+
+    def _outcome(
+        self,
+        plan: UpdatePlan,
+        ids: Int64Array,
+        prompts: Int16Array,
+        final: Tensor,
+        shows: Int64Array,
+        evidence: Evidence,
+        reason: Int64Array,
+        det_logits: Tensor,
+    ) -> LowResTracks:
+        """Survivors that are seen, then newcomers with their detection's mask."""
+        rows = np.flatnonzero(plan.keeps & ~plan.hidden & (shows >= 0))
+        score = 1 / (1 + np.exp(-evidence.object_logit[rows].astype(np.float64)))
+        at = torch.from_numpy(rows).to(final.device)
+        return LowResTracks(
+            np.concatenate([ids[rows], plan.new_ids]),
+            np.concatenate([prompts[rows], evidence.det_prompt[plan.new]]),
+            np.concatenate([score, evidence.det_score[plan.new]]).astype(np.float32),
+            torch.cat([final[at], det_logits[plan.new].float()]),
+            ids[plan.withdrawn],
+            np.concatenate([reason[rows], np.full(len(plan.new), Reason.RESTS)]),
+        )
+
+    def _bury_and_bear(
+        self, step: int, frame: _Frame, plan: UpdatePlan, inside: Tensor, box: Float32Array, looks: FrameLooks
+    ) -> None:
+        """The withdrawn, the broken and the long lost go; newcomers join."""
+        ended = plan.keeps & (self.trajectories.unseen > self._config.lost_frames)
+        if ended.any():
+            survivors = self._lifecycle.track_ids[: int(plan.keeps.sum())]
+            self._lifecycle.forget(survivors[ended[plan.keeps]])
+            self.counters["ended"] += int(ended.sum())
+        stays = plan.keeps & ~ended
+        self._bank.keep(stays)
+        self._gallery.keep(stays)
+        self.keep(stays)
+        if len(plan.new):
+            masks = inside[plan.new]
+            self._bank.append(step, *self._heads.begin(frame.vision, masks))
+            self._gallery.append(looks.describe(masks))
+            # Whoever starts together is not refreshed together.
+            since = plan.new_ids % self._config.refresh_every_frames
+            self.trajectories.append(Trajectories.begin(box[plan.new].astype(np.float64), since))
+            self.masks = torch.cat([self.masks, masks])
+
+
+class _Frame:
+    """One frame's features; the neck runs when somebody first asks."""
+
+    def __init__(self, hidden: Tensor, heads: SamHeads) -> None:
+        self._hidden, self._heads = hidden, heads
+        self.computed: Vision | None = None
+
+    @property
+    def vision(self) -> Vision:
+        """What the heads read."""
+        if self.computed is None:
+            self.computed = self._heads.vision(self._hidden)
+        return self.computed

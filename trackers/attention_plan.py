@@ -1,0 +1,165 @@
+"""Adaptive tracking, the decisions: who rests, who attends, and whose detection is whose. Pure NumPy, one frame.
+
+An object *rests* when its phrase's detections leave no doubt: one of them is confident, lies where the object is
+expected, looks like it, and no other object or detection competes for either. It then takes the detection's mask.
+Everything else *attends*: memory attention and mask decoder run for it. Every object attends at least each
+``refresh_every_frames``, so that a wrong but confident detector is found out; the refreshes of different objects fall
+on different frames. Lost objects *sleep*: they cost nothing and wait for a detection that can be theirs.
+
+Claims are one linear assignment of the phrase's detections to all objects, lost ones included, by position and look:
+what moves smoothly and keeps its colour keeps its id. (Idea of position and look in one cost: DeepSORT, Wojke et al.
+2017; growth of the search radius with the square root of time unseen: variance of a random walk.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from configs.schema import TrackerConfig
+from pipeline.types import BoolArray, Float32Array, Int16Array, Int64Array
+from trackers.association import assign
+from trackers.kalman import Float64Array
+
+_RIVAL_IOU = 0.1
+"""A second detection or object with this overlap makes the first doubtful (SAM3's ``assoc_iou_thresh``)."""
+_REACH_PER_SIZE = 0.6
+"""How far from its predicted place an object may be after one frame, in its own sizes."""
+_MAX_SIZE_RATIO = 1.8
+"""An object out of sight does not come back larger or smaller than this (side lengths)."""
+_LOST_DISCOUNT = 0.85
+"""What is in sight comes first where the evidence is equal."""
+_UNLIKE_DISCOUNT = 0.3
+"""Weight of mere overlap where the look says otherwise."""
+_MIN_AFFINITY = 0.15
+
+
+class Reason(IntEnum):
+    """Why an object rests, attends or sleeps on a frame."""
+
+    RESTS = 0
+    REFRESH = 1
+    """Nothing wrong: its turn to be checked."""
+    UNSEEN = 2
+    """No detection where it is expected, or the detector did not run."""
+    WEAK = 3
+    """Its detection scores below ``rest_score`` or fits badly."""
+    RIVALS = 4
+    """Another object or detection of its phrase is in the same place."""
+    UNLIKE = 5
+    """The detection in its place looks like something else."""
+    SLEEPS = 6
+    """Out of sight for longer than ``hide_after_frames``: not attended, not shown, can be found again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is expected of M objects and what N detections say, before any attention."""
+
+    det_score: Float32Array
+    """``(N,)``"""
+    det_prompt: Int16Array
+    """``(N,)``"""
+    det_centre: Float64Array
+    """``(N, 2)`` centres x, y of the detected masks, mask pixels."""
+    det_size: Float64Array
+    """``(N,)`` square root of the box area."""
+    prompt: Int16Array
+    """``(M,)``"""
+    centre: Float64Array
+    """``(M, 2)`` predicted."""
+    size: Float64Array
+    """``(M,)``"""
+    iou: Float32Array
+    """``(N, M)`` mask IoU of detections and last masks moved to where they are predicted."""
+    rival_iou: Float32Array
+    """``(M, M)`` mask IoU among the moved masks; the diagonal does not matter."""
+    likeness: Float32Array
+    """``(N, M)`` cosine of the looks."""
+    unseen: Int64Array
+    """``(M,)`` frames since a detection was last the object's; 0: on the frame before."""
+    since_attention: Int64Array
+    """``(M,)`` frames since the object last attended, or a stagger."""
+    detector_ran: bool = True
+
+    @property
+    def same_prompt(self) -> BoolArray:
+        """``(N, M)``"""
+        return np.asarray(self.det_prompt[:, None] == self.prompt[None])
+
+
+def who_attends(seen: Outlook, config: TrackerConfig) -> tuple[Int64Array, Int64Array]:
+    """``(M,)`` :class:`Reason` of every object, and ``(M,)`` the detection a resting one takes, or -1."""
+    count = len(seen.prompt)
+    iou = np.where(seen.same_prompt, seen.iou, 0)
+    padded = np.concatenate([iou, np.zeros((1, count), iou.dtype)])
+    best = padded.argmax(0)
+    rows = np.arange(count)
+    fit = padded[best, rows]
+    score = np.append(seen.det_score, 0)[best]
+    like = np.concatenate([seen.likeness, np.ones((1, count), np.float32)])[best, rows]
+    sleeps = seen.unseen > config.hide_after_frames
+    reason = np.select(
+        [
+            sleeps,
+            (fit < _RIVAL_IOU) | (seen.unseen > 0),
+            _has_rivals(seen, iou, best),
+            like < config.same_look,
+            (score < config.rest_score) | (fit < config.rest_iou),
+            seen.since_attention >= config.refresh_every_frames,
+        ],
+        [Reason.SLEEPS, Reason.UNSEEN, Reason.RIVALS, Reason.UNLIKE, Reason.WEAK, Reason.REFRESH],
+        Reason.RESTS,
+    ).astype(np.int64)
+    return reason, np.where(reason == Reason.RESTS, best, -1)
+
+
+def _has_rivals(seen: Outlook, iou: Float32Array, best: Int64Array) -> BoolArray:
+    """``(M,)`` a second detection on the object, a second object on its detection, or an object in its place."""
+    near = (seen.rival_iou >= _RIVAL_IOU) & (seen.prompt[:, None] == seen.prompt[None])
+    near &= (seen.unseen <= 1)[:, None]  # where a lost object may be is a guess
+    np.fill_diagonal(near, False)
+    detections = (iou >= _RIVAL_IOU).sum(0) > 1
+    claimants = np.append((iou * (seen.unseen <= 1) >= _RIVAL_IOU).sum(1), 0)[best] > 1
+    return np.asarray(near.any(0) | detections | claimants)
+
+
+def affinity(seen: Outlook, tracked_iou: Float32Array, config: TrackerConfig) -> Float64Array:
+    """``(N, M)`` how well each detection and object go together, 0..1; 0: not at all.
+
+    Args:
+        tracked_iou: ``(N, M)`` mask IoU of detections and masks found by attention; 0 for who did not attend.
+
+    Half place, half look. Place is the better of overlap and nearness; nearness falls to 0 at a reach that grows with
+    the square root of the frames unseen. What looks unlike needs a clear overlap and yields to everyone else.
+    """
+    distance = np.linalg.norm(seen.det_centre[:, None] - seen.centre[None], axis=2)
+    reach = _REACH_PER_SIZE * seen.size * np.sqrt(1.0 + seen.unseen)
+    nearness = 1 - distance / np.maximum(reach, 1e-6)
+    ratio = seen.det_size[:, None] / np.maximum(seen.size, 1e-6)[None]
+    fits = np.maximum(ratio, 1 / np.maximum(ratio, 1e-6)) <= _MAX_SIZE_RATIO
+    overlap = np.maximum(seen.iou, tracked_iou).astype(np.float64)
+    place = np.maximum(overlap, np.where(fits, 0.8 * nearness, 0))
+    like = seen.likeness >= config.same_look
+    look = np.clip((seen.likeness - config.same_look) / max(1 - config.same_look, 1e-6), 0, 1)
+    together = np.where(place > 0, 0.5 * place + 0.5 * look, 0) * np.where(seen.unseen > 0, _LOST_DISCOUNT, 1)
+    in_spite = np.where((overlap >= config.track_match_iou) & (seen.unseen == 0), _UNLIKE_DISCOUNT * overlap, 0)
+    return np.asarray(np.where(seen.same_prompt, np.where(like, together, in_spite), 0))
+
+
+def claims(seen: Outlook, rests: Int64Array, tracked_iou: Float32Array, config: TrackerConfig) -> Int64Array:
+    """``(M,)`` the detection of every object, or -1: those that rest have theirs, the others share out the rest.
+
+    Args:
+        rests: as :func:`who_attends` returned it.
+        tracked_iou: see :func:`affinity`.
+    """
+    claimed = rests.copy()
+    free_dets = np.setdiff1d(np.arange(len(seen.det_score)), rests)
+    free_rows = np.flatnonzero(rests < 0)
+    cost = 1 - affinity(seen, tracked_iou, config)[np.ix_(free_dets, free_rows)]
+    dets, rows = assign(cost, 1 - _MIN_AFFINITY)
+    claimed[free_rows[rows]] = free_dets[dets]
+    return claimed

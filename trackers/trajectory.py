@@ -1,0 +1,93 @@
+"""Where objects were last seen and where they will be: a Kalman filter per object and a few clocks. NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.types import BoolArray, Int64Array
+from trackers import kalman
+from trackers.kalman import Float64Array
+
+
+@dataclass(slots=True)
+class Trajectories:
+    """Columns over M objects; coordinates in pixels of low-resolution masks."""
+
+    mean: Float64Array
+    """``(M, 8)`` see :mod:`trackers.kalman`."""
+    covariance: Float64Array
+    """``(M, 8, 8)``"""
+    box: Float64Array
+    """``(M, 4)`` xyxy of the last mask."""
+    unseen: Int64Array
+    """``(M,)`` frames since a detection was the object's."""
+    since_attention: Int64Array
+    """``(M,)`` frames since memory attention ran for it."""
+    pending: Int64Array
+    """``(M,)`` 1: its mask of the last frame is not in memory yet."""
+
+    @classmethod
+    def none(cls) -> Trajectories:
+        """No objects."""
+        clocks = (np.zeros(0, np.int64) for _ in range(3))
+        return cls(np.zeros((0, 8)), np.zeros((0, 8, 8)), np.zeros((0, 4)), *clocks)
+
+    @classmethod
+    def begin(cls, boxes: NDArray[np.float64], since_attention: Int64Array) -> Trajectories:
+        """New objects at ``boxes`` ``(K, 4)``, just seen, in memory."""
+        mean, covariance = kalman.begin(kalman.measure(boxes))
+        zeros = np.zeros(len(boxes), np.int64)
+        return cls(mean, covariance, boxes.astype(np.float64), zeros, since_attention, zeros.copy())
+
+    def __len__(self) -> int:
+        return len(self.unseen)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held."""
+        return sum(column.nbytes for column in self.columns().values())
+
+    def columns(self) -> dict[str, NDArray[np.float64] | Int64Array]:
+        """Everything, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def predict(self) -> None:
+        """One frame later; what is out of sight neither grows nor shrinks."""
+        self.mean[self.unseen > 0, 6:] = 0
+        self.mean, self.covariance = kalman.predict(self.mean, self.covariance)
+
+    @property
+    def centre(self) -> Float64Array:
+        """``(M, 2)`` x, y as predicted or corrected."""
+        return self.mean[:, :2]
+
+    @property
+    def size(self) -> Float64Array:
+        """``(M,)`` square root of the box area."""
+        return np.asarray(np.sqrt(np.maximum(self.mean[:, 2], 1e-3)) * np.maximum(self.mean[:, 3], 1.0))
+
+    @property
+    def shift(self) -> Int64Array:
+        """``(M, 2)`` whole pixels x, y from the last mask to the predicted place."""
+        last = (self.box[:, :2] + self.box[:, 2:]) / 2
+        return np.rint(self.centre - last).astype(np.int64)
+
+    def correct(self, rows: Int64Array, boxes: NDArray[np.float64]) -> None:
+        """Objects ``rows`` are at ``boxes`` ``(n, 4)`` on this frame."""
+        if len(rows):
+            measured = kalman.measure(boxes)
+            self.mean[rows], self.covariance[rows] = kalman.update(self.mean[rows], self.covariance[rows], measured)
+            self.box[rows] = boxes
+
+    def keep(self, rows: BoolArray) -> None:
+        """Forget all other rows."""
+        for name, column in self.columns().items():
+            setattr(self, name, column[rows])
+
+    def append(self, new: Trajectories) -> None:
+        """Take over the objects of ``new``."""
+        for name, column in self.columns().items():
+            setattr(self, name, np.concatenate([column, getattr(new, name)]))
