@@ -24,7 +24,7 @@ from pipeline.torch_masks import mask_iou
 from pipeline.types import BoolArray, Detections, Float32Array, Int16Array, Int64Array
 from trackers.appearance import FrameLooks, Gallery
 from trackers.association import Association
-from trackers.attention_plan import Outlook, Reason, claims, who_attends
+from trackers.attention_plan import Outlook, Reason, Tracked, Verdict, judge, who_attends
 from trackers.lifecycle import Evidence, Lifecycle, UpdatePlan
 from trackers.mask_motion import boxes, moved
 from trackers.memory_bank import MemoryBank
@@ -32,9 +32,6 @@ from trackers.overlap import CLEARED_LOGIT, clear_shrunk
 from trackers.rendering import LowResTracks
 from trackers.sam_heads import NO_OBJECT_LOGIT, Decoded, SamHeads, Vision
 from trackers.trajectory import Trajectories
-
-_JUMPED_IOU = 0.3
-"""A tracked mask with this overlap with another object's detection has jumped to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +57,18 @@ class _Attended:
     """``(A,)``"""
     is_finite: BoolArray
     """``(A,)``"""
+
+    def tracked(self, survey: _Survey, num_detections: int) -> Tracked:
+        """As the plan wants it: candidates of ``survey`` after the detections are these objects' masks."""
+        own = num_detections + np.arange(len(self.rows))
+        box = survey.box[own].astype(np.float64)
+        return Tracked(
+            rows=self.rows,
+            det_iou=survey.iou[:num_detections, num_detections:],
+            centre=(box[:, :2] + box[:, 2:]) / 2,
+            likeness=survey.likeness[own, self.rows],
+            is_there=self.is_finite & (box[:, 2] > box[:, 0]),
+        )
 
 
 class Adaptive:
@@ -130,20 +139,16 @@ class Adaptive:
         frame = _Frame(hidden, self._heads)
         attended = self._attend(step, frame, np.flatnonzero((rests < 0) & (reason != Reason.SLEEPS)))
         survey = self._survey(torch.cat([inside, attended.found.logits > 0]), looks)
-        n = len(found)
-        tracked_iou = np.zeros((n, len(path)), np.float32)
-        tracked_iou[:, attended.rows] = survey.iou[:n, n:]
-        claimed = claims(outlook, rests, tracked_iou, self._config)
-        shows = self._shows(outlook, attended, survey, claimed, tracked_iou)
-        final = self._final(det_logits, attended, shows)
-        evidence = self._evidence(found, attended, survey, shows, detector_ran)
+        verdict = judge(outlook, reason, rests, attended.tracked(survey, len(found)), self._config)
+        final = self._final(det_logits, attended, verdict.shows)
+        evidence = self._evidence(found, attended, survey, verdict.shows, detector_ran)
         ids, prompts = self._lifecycle.track_ids, self._lifecycle.prompt_ids
-        plan = self._lifecycle.plan(step, evidence, self._matches(found, evidence, claimed, detector_ran))
+        plan = self._lifecycle.plan(step, evidence, self._matches(found, evidence, verdict.claimed, detector_ran))
         final = final.masked_fill(torch.from_numpy(plan.yields).to(final.device)[:, None, None], CLEARED_LOGIT)
-        self._count(reason, claimed, path)
-        self._remember(step, frame, attended, final, prompts, claimed, shows, tracked_iou, reason)
-        self._follow(final, survey.box, shows, claimed, attended.rows, detector_ran, looks, reason)
-        low = self._outcome(plan, ids, prompts, final, shows, evidence, reason, det_logits)
+        self._count(verdict)
+        self._remember(step, frame, attended, final, prompts, verdict)
+        self._follow(final, survey.box, attended.rows, verdict, looks, detector_ran)
+        low = self._outcome(plan, ids, prompts, final, det_logits, evidence, verdict)
         self._bury_and_bear(step, frame, plan, inside, survey.box, looks)
         pending = bool(path.pending.any())
         self.hidden, self._vision = (hidden, frame.computed) if pending else (None, None)
@@ -184,7 +189,7 @@ class Adaptive:
         if len(rows) == 0:
             return _Attended(rows, self._heads.nothing(), np.zeros(0, np.float32), np.zeros(0, bool))
         self._write_pending(step, rows[self.trajectories.pending[rows] > 0])
-        found = self._heads.propagate(frame.vision, self._bank.read(step, self._heads.max_rows, rows))
+        found = self._heads.propagate(frame.vision, self._bank, step, rows)
         finite = found.logits.flatten(1).isfinite().all(1) & found.object_logit.isfinite()
         finite &= found.pointer.isfinite().all(1)
         table = torch.stack([found.object_logit, finite.float()]).cpu().numpy()
@@ -200,47 +205,6 @@ class Adaptive:
         memory, pointer = self._heads.begin(vision, self.masks[torch.from_numpy(rows).to(self.masks.device)])
         self._bank.write(step - 1, memory, pointer, np.ones(len(rows), bool), rows)
         self.trajectories.pending[rows] = 0
-
-    def _shows(
-        self,
-        outlook: Outlook,
-        attended: _Attended,
-        survey: _Survey,
-        claimed: Int64Array,
-        tracked_iou: Float32Array,
-    ) -> Int64Array:
-        """``(M,)`` the candidate that is each object's mask, or -1.
-
-        A claimed detection, unless it is weak and attention agrees with it; without a claim what attention found, if
-        it can be the object.
-        """
-        config, n = self._config, len(outlook.det_score)
-        rows = np.arange(len(claimed))
-        score = np.append(outlook.det_score, 0)[claimed]
-        agrees = np.concatenate([tracked_iou, np.zeros((1, len(rows)), np.float32)])[claimed, rows]
-        tracked = np.full(len(rows), -1, np.int64)
-        tracked[attended.rows] = n + np.arange(len(attended.rows))
-        weak = (score < config.recondition_score) & (agrees >= config.track_match_iou)
-        by_claim = np.where(weak, tracked, claimed)
-        credible = np.zeros(len(rows), bool)
-        credible[attended.rows] = self._credible(outlook, attended, survey, claimed)
-        return np.where(claimed >= 0, by_claim, np.where(credible, tracked, -1))
-
-    def _credible(self, outlook: Outlook, attended: _Attended, survey: _Survey, claimed: Int64Array) -> BoolArray:
-        """``(A,)`` masks found by attention that can be shown although no detection is the object's."""
-        n, rows, config = len(outlook.det_score), attended.rows, self._config
-        box = survey.box[n:].astype(np.float64)
-        credible = attended.is_finite & (box[:, 2] > box[:, 0])
-        if not outlook.detector_ran:
-            return np.asarray(credible, bool)
-        credible &= outlook.unseen[rows] < config.hide_after_frames
-        distance = np.linalg.norm((box[:, :2] + box[:, 2:]) / 2 - outlook.centre[rows], axis=1)
-        credible &= distance <= outlook.size[rows] * np.sqrt(1.0 + outlook.unseen[rows])
-        credible &= survey.likeness[n + np.arange(len(rows)), rows] >= config.same_look
-        taken = np.unique(claimed[claimed >= 0])
-        same = outlook.det_prompt[taken][None] == outlook.prompt[rows][:, None]
-        jumped = ((survey.iou[n:][:, taken] >= _JUMPED_IOU) & same).any(1)
-        return np.asarray(credible & ~jumped, bool)
 
     def _final(self, det_logits: Tensor, attended: _Attended, shows: Int64Array) -> Tensor:
         """``(M, h, w)`` logits of every object's mask on this frame."""
@@ -279,14 +243,13 @@ class Adaptive:
         is_new = (found.score >= self._config.new_object_score) & ~taken & ~lies_on
         return Association(is_new, np.arange(n)[:, None] == claimed[None], (claimed < 0) & detector_ran, claimed)
 
-    def _count(self, reason: Int64Array, claimed: Int64Array, path: Trajectories) -> None:
-        slept = int((reason == Reason.SLEEPS).sum())
-        rested = int((reason == Reason.RESTS).sum())
+    def _count(self, verdict: Verdict) -> None:
+        slept, rested = (int((verdict.reason == reason).sum()) for reason in (Reason.SLEEPS, Reason.RESTS))
         counts = {
-            "attended": len(reason) - slept - rested,
+            "attended": len(verdict.reason) - slept - rested,
             "rested": rested,
             "slept": slept,
-            "recovered": int(((path.unseen > 0) & (claimed >= 0)).sum()),
+            "recovered": int(((self.trajectories.unseen > 0) & (verdict.claimed >= 0)).sum()),
         }
         self.counters.update({name: count for name, count in counts.items() if count})
 
@@ -297,57 +260,45 @@ class Adaptive:
         attended: _Attended,
         final: Tensor,
         prompts: Int16Array,
-        claimed: Int64Array,
-        shows: Int64Array,
-        tracked_iou: Float32Array,
-        reason: Int64Array,
+        verdict: Verdict,
     ) -> None:
         """Write what attention agrees with or found alone; note what has to wait; leave out what is not credible."""
-        path = self.trajectories
-        rows = np.arange(len(claimed))
-        agrees = np.concatenate([tracked_iou, np.zeros((1, len(rows)), np.float32)])[claimed, rows]
-        attends = np.isin(rows, attended.rows)
-        confirmed = attends & (claimed >= 0) & (agrees >= self._config.track_match_iou)
-        path.pending[:] = (claimed >= 0) & ~confirmed
-        empty = np.zeros(len(rows), bool)
-        empty[attended.rows] = attended.object_logit <= 0
-        chosen = np.flatnonzero(attends & (confirmed | ((claimed < 0) & ((shows >= 0) | empty))))
+        attends, absent = np.zeros((2, len(prompts)), bool)
+        attends[attended.rows], absent[attended.rows] = True, attended.object_logit <= 0
+        alone = (verdict.claimed < 0) & ((verdict.shows >= 0) | absent)
+        self.trajectories.pending[:] = (verdict.claimed >= 0) & ~verdict.agrees
+        chosen = np.flatnonzero(attends & (verdict.agrees | alone))
         if len(chosen) == 0:
             return
-        at = torch.from_numpy(chosen).to(final.device)
-        logits = final[at]
+        logits = final[torch.from_numpy(chosen).to(final.device)]
         if self._config.non_overlapping_memory:
             logits = clear_shrunk(logits, prompts[chosen])
         of = torch.from_numpy(np.searchsorted(attended.rows, chosen)).to(final.device)
-        conditions = (shows[chosen] == claimed[chosen]) & (claimed[chosen] >= 0) & (reason[chosen] != Reason.RIVALS)
         memory = self._heads.remember(frame.vision, logits)
-        self._bank.write(step, memory, attended.found.pointer[of], conditions, chosen)
+        self._bank.write(step, memory, attended.found.pointer[of], verdict.is_plain[chosen], chosen)
 
     def _follow(
         self,
         final: Tensor,
         box: Float32Array,
-        shows: Int64Array,
-        claimed: Int64Array,
         attended: Int64Array,
-        detector_ran: bool,
+        verdict: Verdict,
         looks: FrameLooks,
-        reason: Int64Array,
+        detector_ran: bool,
     ) -> None:
         """Place, look and clocks after this frame."""
-        path = self.trajectories
+        path, shows = self.trajectories, verdict.shows
         seen = np.flatnonzero(shows >= 0)
         path.correct(seen, box[shows[seen]].astype(np.float64))
-        path.unseen = np.where(claimed >= 0, 0, path.unseen + detector_ran)
+        path.unseen = np.where(verdict.claimed >= 0, 0, path.unseen + detector_ran)
         path.since_attention += 1
         path.since_attention[attended] = 0
         if len(final) == 0:
             return
-        shown = torch.from_numpy(shows >= 0).to(final.device)
+        shown, plain = (torch.from_numpy(rows).to(final.device) for rows in (shows >= 0, verdict.is_plain))
         inside = final > 0
         self.masks = torch.where(shown[:, None, None], inside, self.masks)
-        trusted = torch.from_numpy((claimed >= 0) & (reason != Reason.RIVALS)).to(final.device)
-        self._gallery.see(looks.describe(inside), trusted)
+        self._gallery.see(looks.describe(inside), plain)
 
     def _outcome(
         self,
@@ -355,13 +306,12 @@ class Adaptive:
         ids: Int64Array,
         prompts: Int16Array,
         final: Tensor,
-        shows: Int64Array,
-        evidence: Evidence,
-        reason: Int64Array,
         det_logits: Tensor,
+        evidence: Evidence,
+        verdict: Verdict,
     ) -> LowResTracks:
         """Survivors that are seen, then newcomers with their detection's mask."""
-        rows = np.flatnonzero(plan.keeps & ~plan.hidden & (shows >= 0))
+        rows = np.flatnonzero(plan.keeps & ~plan.hidden & (verdict.shows >= 0))
         score = 1 / (1 + np.exp(-evidence.object_logit[rows].astype(np.float64)))
         at = torch.from_numpy(rows).to(final.device)
         return LowResTracks(
@@ -370,7 +320,7 @@ class Adaptive:
             np.concatenate([score, evidence.det_score[plan.new]]).astype(np.float32),
             torch.cat([final[at], det_logits[plan.new].float()]),
             ids[plan.withdrawn],
-            np.concatenate([reason[rows], np.full(len(plan.new), Reason.RESTS)]),
+            np.concatenate([verdict.reason[rows], np.full(len(plan.new), Reason.RESTS, np.int64)]),
         )
 
     def _bury_and_bear(

@@ -34,6 +34,8 @@ _LOST_DISCOUNT = 0.85
 _UNLIKE_DISCOUNT = 0.3
 """Weight of mere overlap where the look says otherwise."""
 _MIN_AFFINITY = 0.15
+_JUMPED_IOU = 0.3
+"""A tracked mask with this overlap with another object's detection has jumped to it."""
 
 
 class Reason(IntEnum):
@@ -147,6 +149,75 @@ def affinity(seen: Outlook, tracked_iou: Float32Array, config: TrackerConfig) ->
     together = np.where(place > 0, 0.5 * place + 0.5 * look, 0) * np.where(seen.unseen > 0, _LOST_DISCOUNT, 1)
     in_spite = np.where((overlap >= config.track_match_iou) & (seen.unseen == 0), _UNLIKE_DISCOUNT * overlap, 0)
     return np.asarray(np.where(seen.same_prompt, np.where(like, together, in_spite), 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """What attention found for the A objects that attended."""
+
+    rows: Int64Array
+    """``(A,)`` ascending."""
+    det_iou: Float32Array
+    """``(N, A)`` mask IoU of detections and the masks found."""
+    centre: Float64Array
+    """``(A, 2)`` of the masks found."""
+    likeness: Float32Array
+    """``(A,)`` cosine of what was found with the object's look."""
+    is_there: BoolArray
+    """``(A,)`` a finite mask with a pixel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whose mask is what on this frame; columns over M objects."""
+
+    reason: Int64Array
+    """:class:`Reason`"""
+    claimed: Int64Array
+    """The object's detection, or -1."""
+    agrees: BoolArray
+    """Attention found the claimed detection too."""
+    shows: Int64Array
+    """Candidate that is the object's mask, or -1: N detections, then the A masks that attention found."""
+
+    @property
+    def is_plain(self) -> BoolArray:
+        """Shown as detected, with nobody near who could be meant instead: such a frame may condition memory."""
+        return np.asarray((self.claimed >= 0) & (self.shows == self.claimed) & (self.reason != Reason.RIVALS))
+
+
+def judge(seen: Outlook, reason: Int64Array, rests: Int64Array, tracked: Tracked, config: TrackerConfig) -> Verdict:
+    """Share out the detections and choose every object's mask.
+
+    A claimed detection is the mask, unless it is weak and attention agrees with it; without a claim it is what
+    attention found, where that can be the object.
+    """
+    n, count = len(seen.det_score), len(reason)
+    tracked_iou = np.zeros((n + 1, count), np.float32)
+    tracked_iou[:n, tracked.rows] = tracked.det_iou
+    claimed = claims(seen, rests, tracked_iou[:n], config)
+    agrees = tracked_iou[claimed, np.arange(count)] >= config.track_match_iou
+    found = np.full(count, -1, np.int64)
+    found[tracked.rows] = n + np.arange(len(tracked.rows))
+    credible = np.zeros(count, bool)
+    credible[tracked.rows] = _credible(seen, tracked, claimed, config)
+    weak = np.append(seen.det_score, 0)[claimed] < config.recondition_score
+    by_claim = np.where(weak & agrees, found, claimed)
+    shows = np.where(claimed >= 0, by_claim, np.where(credible, found, -1))
+    return Verdict(reason, claimed, agrees & (claimed >= 0), shows)
+
+
+def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: TrackerConfig) -> BoolArray:
+    """``(A,)`` masks found by attention that can be the object although no detection is."""
+    if not seen.detector_ran:
+        return tracked.is_there
+    rows = tracked.rows
+    distance = np.linalg.norm(tracked.centre - seen.centre[rows], axis=1)
+    near = distance <= seen.size[rows] * np.sqrt(1.0 + seen.unseen[rows])
+    recent = seen.unseen[rows] < config.hide_after_frames
+    taken = np.unique(claimed[claimed >= 0])
+    jumped = ((tracked.det_iou[taken] >= _JUMPED_IOU) & seen.same_prompt[taken][:, rows]).any(0)
+    return np.asarray(tracked.is_there & near & recent & ~jumped & (tracked.likeness >= config.same_look))
 
 
 def claims(seen: Outlook, rests: Int64Array, tracked_iou: Float32Array, config: TrackerConfig) -> Int64Array:

@@ -174,7 +174,7 @@ class Sam3MemoryTracker:
         """All live objects on this frame, holes filled."""
         if vision is None:
             return self._heads.nothing()
-        tracked = self._heads.propagate(vision, self._bank.read(self._step, self._heads.max_rows))
+        tracked = self._heads.propagate(vision, self._bank, self._step)
         return Decoded(self._filled(tracked.logits), tracked.object_logit, tracked.pointer)
 
     def _evidence(self, tracked: Decoded, found: Detections, det_logits: Tensor, *, detector_ran: bool) -> Evidence:

@@ -6,16 +6,21 @@ forward handles one) and leaving out what no object reads. Results equal the one
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trackers.memory_bank import Reading
+from pipeline.device_memory import with_smaller_batches
+from pipeline.telemetry import LOGGER
+from pipeline.types import Int64Array
+from trackers.memory_bank import MemoryBank, Reading
+
+T = TypeVar("T")
 
 _BUDGET_BYTES = 2**31
 """Working memory of one batch of memory attention."""
@@ -98,11 +103,15 @@ class SamHeads:
 
     @property
     def max_rows(self) -> int:
-        """Objects per batch under the memory budget: keys, values and their copies dominate."""
+        """Objects per batch under the memory budget."""
+        return max(1, self.budget_bytes // self._object_bytes)
+
+    @property
+    def _object_bytes(self) -> int:
+        """Working memory of one object: keys, values and their copies dominate."""
         config = self._config
         frames = config.num_maskmem - 1 + config.max_cond_frame_num
-        per_object = int(frames * self._coarse_position.numel() * 4 * 8)
-        return max(1, self.budget_bytes // per_object)
+        return int(frames * self._coarse_position.numel() * 4 * 8)
 
     @property
     def _several(self) -> bool:
@@ -121,8 +130,24 @@ class SamHeads:
         spatial = _to_map(hidden, self._grid)
         return Vision(*(level(spatial) for level in self._levels))
 
-    def propagate(self, vision: Vision, readings: Iterable[Reading]) -> Decoded:
-        """Find every object of the bank on this frame; rows in the bank's order."""
+    def propagate(self, vision: Vision, bank: MemoryBank, step: int, rows: Int64Array | None = None) -> Decoded:
+        """Find every object of the bank, or those of ``rows``, on frame ``step``; in the bank's order.
+
+        As many at a time as the budget allows; without memory for it, half as many from then on.
+        """
+        count = len(bank) if rows is None else len(rows)
+        return self._fitting(lambda size: self._propagate(vision, bank.read(step, size, rows)), count)
+
+    def _fitting(self, run: Callable[[int], T], count: int) -> T:
+        """Run with batches under the budget, which shrinks for good if the device has no memory for one."""
+        most = min(self.max_rows, max(count, 1))
+        result, size = with_smaller_batches(run, most, "object")
+        if size < most:
+            self.budget_bytes = size * self._object_bytes
+            LOGGER.warning("out of memory: %d objects at a time from now on", size)
+        return result
+
+    def _propagate(self, vision: Vision, readings: Iterable[Reading]) -> Decoded:
         parts, rows = [], []
         for reading in readings:
             parts.append(self._decode(vision, self._attend(vision, reading), self._no_mask, self._several))
@@ -213,6 +238,11 @@ class SamHeads:
 
         A mask is output and memory at once, as SAM2's mask prompt (``_use_mask_as_output``).
         """
+        parts = self._fitting(lambda size: [self._begin(vision, part) for part in masks.split(size)], len(masks))
+        memory, pointer = zip(*parts, strict=True)
+        return torch.cat(memory), torch.cat(pointer)
+
+    def _begin(self, vision: Vision, masks: Tensor) -> tuple[Tensor, Tensor]:
         model, dtype = self._model, vision.coarse.dtype
         side = (model.image_size, model.image_size)
         soft = _resize(masks[:, None].float(), side)
@@ -227,6 +257,11 @@ class SamHeads:
 
     def remember(self, vision: Vision, logits: Tensor) -> Tensor:
         """Memory ``(M, S, 64)`` of mask logits ``(M, 4h, 4w)``; one without a positive pixel is absent."""
+        return self._fitting(
+            lambda size: torch.cat([self._remember(vision, part) for part in logits.split(size)]), len(logits)
+        )
+
+    def _remember(self, vision: Vision, logits: Tensor) -> Tensor:
         enlarged = _resize(logits[:, None].float(), self._memory_side).to(vision.coarse.dtype)
         return self._encode(vision, torch.sigmoid(enlarged), (logits > 0).flatten(1).any(1))
 

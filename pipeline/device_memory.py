@@ -1,0 +1,60 @@
+"""What to do when the device runs out of memory: less at a time. Torch."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from pipeline.errors import DeviceError
+
+T = TypeVar("T")
+
+_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""In messages of the CUDA, MPS and CPU allocators (the last raises a plain ``RuntimeError``)."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator of torch had no memory left."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def with_smaller_batches(run: Callable[[int], T], batch: int, what: str) -> tuple[T, int]:
+    """``run(batch)``, and again with half as many whenever the device has no memory for it.
+
+    Args:
+        run: does all of the work in batches of the given size; it must be safe to start over.
+        what: what a batch consists of, for the error.
+
+    Returns:
+        The result and the batch size that worked.
+
+    Raises:
+        DeviceError: even one at a time does not fit.
+    """
+    while True:
+        try:
+            return run(batch), batch
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch <= 1:
+                raise DeviceError(
+                    f"out of memory with one {what} at a time",
+                    str(error).splitlines()[0],
+                    "free the device, set device.dtype=bfloat16, lower tracker.max_objects or take a smaller --model",
+                ) from error
+        # Outside of the handler: the error's traceback holds the tensors of the attempt.
+        batch //= 2
+        release_memory()
+
+
+def release_memory() -> None:
+    """Give cached blocks back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
