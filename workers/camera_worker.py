@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.live.checkpoint import Marks, load_state, prepare_state
 from pipeline.live.events import Event, LiveResult
 from pipeline.live.exemplars import Exemplars
+from pipeline.live.heap import TRIM_EVERY_FRAMES, give_back
 from pipeline.live.linker import Linked, LinkerConfig, LiveLinker, Seen
 from pipeline.live.phrases import PhraseTable
 from pipeline.live.stats import CameraStats, StageStats
@@ -119,6 +120,7 @@ class CameraWorker:
         self._batch_frames, self._max_gap_s, self._exemplars = batch_frames, max_gap_s, exemplars
         self.cameras: dict[str, Camera] = {}
         self.stages = StageStats()
+        self._untrimmed = 0
 
     # -- which cameras --------------------------------------------------------------------------------------------
 
@@ -175,6 +177,11 @@ class CameraWorker:
         for (camera, live), found in zip(batch, self._detect(batch), strict=True):
             if found is not None:
                 outputs.append(self._follow(camera, live, found))
+        self._untrimmed += len(batch)
+        if self._untrimmed >= TRIM_EVERY_FRAMES:
+            self._untrimmed = 0
+            with self._timed("trim"):
+                give_back()
         return outputs, len(batch)
 
     def _look_at(self, batch: Sequence[tuple[Camera, LiveFrame]]) -> None:
