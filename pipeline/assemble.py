@@ -16,7 +16,7 @@ from configs.schema import Config
 from pipeline import stitch
 from pipeline.decode import redact
 from pipeline.results import FrameResult
-from pipeline.store import ROW_SCHEMA, VideoEntry, VideoWriter, frames_of_parts
+from pipeline.store import ROW_SCHEMA, VideoEntry, VideoWriter, frames_of_parts, may_go_on
 from workers.units import UnitReport, publish
 
 
@@ -50,8 +50,9 @@ class Assembler:
         entry = entry_of(reports, uri)
         entry.chunks = [(r.start, r.stop) for r in good]
         entry.num_masklets, entry.links = self._stitch(good, target)
-        for report in good:
-            shutil.rmtree(self.units / report.key, ignore_errors=True)
+        if not any(may_go_on(r.error) for r in reports):
+            for report in good:
+                shutil.rmtree(self.units / report.key, ignore_errors=True)
         return entry
 
     def _stitch(self, reports: Sequence[UnitReport], target: Path) -> tuple[int, list[dict[str, Any]]]:

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,10 +14,11 @@ from typing import Protocol
 from configs.load import digest
 from configs.schema import Config
 from pipeline.assemble import Assembler
-from pipeline.decode import probe, redact
+from pipeline.decode import local_path, probe, redact, scheme_of
 from pipeline.errors import ConfigError, MaskletError, RunInterruptedError
 from pipeline.sources.file import VideoItem
-from pipeline.store import INTERRUPTED, Manifest, RunWriter, VideoEntry
+from pipeline.store import INTERRUPTED, Manifest, RunWriter, VideoEntry, may_go_on
+from pipeline.telemetry import LOGGER
 from workers.plan import chunk_ranges
 from workers.units import Unit, UnitProgress, UnitReport, committed, fingerprint, remove_attempts, unit_key
 
@@ -110,7 +111,7 @@ class Job:
     def _do(self, items: Sequence[VideoItem], listener: ProgressListener) -> None:
         todo: list[Unit] = []
         for item in items:
-            if self._run.finished(item.video_id):
+            if self._run.finished(item.video_id) and not self._has_changed(item):
                 listener.video_ended(self._run.entry(item.video_id))
             else:
                 todo += self._plan(item, listener)
@@ -125,6 +126,15 @@ class Job:
                     self._num_frames += event.num_tracked
                     self._collect(event, listener)
 
+    def _has_changed(self, item: VideoItem) -> bool:
+        """Whether a finished video's source is another one now. One that is gone is not: its rows are still right."""
+        known = self._run.entry(item.video_id).source_fingerprint
+        exists = bool(scheme_of(item.uri)) or local_path(item.uri).exists()
+        if not known or not exists or fingerprint(item.uri) == known:
+            return False
+        LOGGER.warning("%s: the source changed since it was tracked: it is tracked again", item.video_id)
+        return True
+
     def _plan(self, item: VideoItem, listener: ProgressListener) -> list[Unit]:
         """The video's units that are not committed yet; those that are, are collected."""
         plan = (digest(self._config), self._run.manifest.model.get("fingerprint", ""))
@@ -135,7 +145,7 @@ class Job:
         except MaskletError as error:
             self._end(VideoEntry(item.video_id, redact(item.uri), "failed", error=str(error)), listener)
             return []
-        self._videos[item.video_id] = _Video(item.uri, len(units))
+        self._videos[item.video_id] = _Video(item.uri, len(units), units[0].source)
         todo = []
         for unit in units:
             report = committed(self._units, unit.key)
@@ -156,7 +166,9 @@ class Job:
     def _publish(self, video: _Video, listener: ProgressListener) -> None:
         reports = sorted(video.reports, key=lambda r: r.ordinal)
         video.reports.clear()  # a job of a hundred thousand videos keeps none
-        self._end(self._assembler.publish(reports, video.uri), listener)
+        entry = self._assembler.publish(reports, video.uri)
+        entry.source_fingerprint = video.source
+        self._end(entry, listener)
 
     def _end(self, entry: VideoEntry, listener: ProgressListener) -> None:
         self._run.end_video(entry)
@@ -179,7 +191,12 @@ class Job:
         manifest.status = "complete"
         self._account(manifest, seconds)
         self._run.save()
-        shutil.rmtree(self._units, ignore_errors=True)
+        if any(v.status == "failed" or may_go_on(v.error) for v in manifest.videos):
+            remove_attempts(self._units)  # what is committed of a failed video need not be done again
+            with suppress(OSError):
+                self._units.rmdir()
+        else:
+            shutil.rmtree(self._units, ignore_errors=True)
         return manifest
 
     def _account(self, manifest: Manifest, seconds: float) -> None:
@@ -202,6 +219,8 @@ class _Video:
 
     uri: str
     num_units: int
+    source: str
+    """Its fingerprint when it was planned."""
     reports: list[UnitReport] = field(default_factory=list)
 
 
@@ -216,10 +235,11 @@ def plan_units(item: VideoItem, config: Config, plan: Sequence[str]) -> list[Uni
         SourceError: the video has to be cut and cannot be read.
     """
     source = fingerprint(item.uri)
-    if config.chunk.length is None:
+    if config.chunk.length is None or config.chunk.mode == "sequential":
         path = Path(item.uri)
         cost = float(path.stat().st_size) if path.is_file() else 0.0
-        return [Unit(unit_key(source, None, None, (*plan, item.video_id)), item.video_id, item.uri, cost=cost)]
+        key = unit_key(source, None, None, (*plan, item.video_id))
+        return [Unit(key, item.video_id, item.uri, cost=cost, source=source)]
     ranges = chunk_ranges(config.chunk, config.sampling, probe(item.uri, item.video_id))
     return [
         Unit(
@@ -230,6 +250,7 @@ def plan_units(item: VideoItem, config: Config, plan: Sequence[str]) -> list[Uni
             start,
             stop,
             float(stop - start),
+            source,
         )
         for ordinal, (start, stop) in enumerate(ranges)
     ]

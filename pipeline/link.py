@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from pipeline.results import FrameResult
-from pipeline.types import FrameTracks, Int64Array, Prompts
+from pipeline.types import RLE, FrameTracks, Int64Array, Prompts
 
 
 class ReleaseBuffer:
@@ -46,6 +47,44 @@ class ReleaseBuffer:
         rest = list(self._held)
         self._held.clear()
         return rest
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return {"held": [tracks_to_json(tracks) for tracks in self._held], "num_withdrawn": self.num_withdrawn}
+
+    def restore(self, stream_id: str, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` returned."""
+        self._held = deque(tracks_from_json(stream_id, tracks) for tracks in state["held"])
+        self.num_withdrawn = state["num_withdrawn"]
+
+
+def tracks_to_json(tracks: FrameTracks) -> dict[str, Any]:
+    """One frame's tracks as JSON values; floats read back bit-equal. What it withdraws is left out: that is done."""
+    return {
+        "session": tracks.session,
+        "index": tracks.index,
+        "pts_s": tracks.pts_s,
+        "track_id": tracks.track_id.tolist(),
+        "prompt_id": tracks.prompt_id.tolist(),
+        "score": tracks.score.tolist(),
+        "xyxy": tracks.xyxy.tolist(),
+        "masks": [[*rle.size, rle.counts.decode("ascii")] for rle in tracks.masks],
+    }
+
+
+def tracks_from_json(stream_id: str, state: Mapping[str, Any]) -> FrameTracks:
+    """What :func:`tracks_to_json` wrote."""
+    return FrameTracks(
+        stream_id,
+        state["session"],
+        state["index"],
+        state["pts_s"],
+        np.array(state["track_id"], np.int64),
+        np.array(state["prompt_id"], np.int16),
+        np.array(state["score"], np.float32),
+        np.array(state["xyxy"], np.float32).reshape(-1, 4),
+        tuple(RLE((h, w), counts.encode("ascii")) for h, w, counts in state["masks"]),
+    )
 
 
 def without(tracks: FrameTracks, ids: Int64Array) -> FrameTracks:

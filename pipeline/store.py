@@ -85,6 +85,8 @@ class VideoEntry:
     """Frame ranges tracked apart and stitched; empty for a video tracked in one piece."""
     links: list[dict[str, Any]] = field(default_factory=list)
     """Stitches: ``masklet_id, frame, kind (overlap|gap), confidence, weak``."""
+    source_fingerprint: str = ""
+    """What the source was when it was tracked; :func:`workers.units.fingerprint`."""
     prompts: list[str] | None = None
     """The phrases that were searched for in this video, where they are not all of the run's (imported ground truth)."""
 
@@ -165,15 +167,18 @@ class VideoWriter:
 
     A part is committed after ``rows_per_part`` rows or ``frames_per_part`` frames, so memory is bounded and what was
     committed survives a crash. Leaving the context without an error commits the rest; with an error, nothing more.
-    A video without a single object still gets one empty part: readers need its schema.
+    A video without a single object still gets one empty part: readers need its schema. ``num_parts``: how many stand
+    there already.
     """
 
-    def __init__(self, folder: Path, *, rows_per_part: int = 20_000, frames_per_part: int = 2_000) -> None:
+    def __init__(
+        self, folder: Path, *, rows_per_part: int = 20_000, frames_per_part: int = 2_000, num_parts: int = 0
+    ) -> None:
         self._folder = folder
         self._rows_per_part, self._frames_per_part = rows_per_part, frames_per_part
         self._pending: list[FrameResult] = []
         self._rows = 0
-        self._parts = 0
+        self._parts = num_parts
         self._last_index = -1
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -247,7 +252,7 @@ class RunWriter:
     def finished(self, video_id: str) -> bool:
         """Whether this video needs no more work: done, or partial for a reason that a new try would meet again."""
         return any(
-            v.video_id == video_id and (v.status == "done" or (v.status == "partial" and not _interrupted(v)))
+            v.video_id == video_id and (v.status == "done" or (v.status == "partial" and not may_go_on(v.error)))
             for v in self.manifest.videos
         )
 
@@ -273,10 +278,13 @@ class RunWriter:
 
 
 INTERRUPTED = "interrupted"
+NO_ROOM = "cannot write"
+"""How the errors begin that say nothing about the video: a resumed run tries again."""
 
 
-def _interrupted(entry: VideoEntry) -> bool:
-    return (entry.error or "").startswith(INTERRUPTED)
+def may_go_on(error: str | None) -> bool:
+    """Whether a video that ended with this error may do better the next time."""
+    return (error or "").startswith((INTERRUPTED, NO_ROOM))
 
 
 def check_reusable(folder: Path, *, resume: bool, overwrite: bool) -> bool:

@@ -6,7 +6,7 @@ It holds the prompt embeddings, never a text encoder. Vision features stay insid
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -15,8 +15,9 @@ from pipeline import flow
 from pipeline.link import MaskletNumbering, ReleaseBuffer
 from pipeline.results import FrameResult
 from pipeline.telemetry import StageTimes
-from pipeline.types import BoxPrompt, Detector, Frame, Prompts, Tracker
+from pipeline.types import BoxPrompt, Detector, Frame, FrameTracks, Prompts, Tracker
 from trackers import TRACKERS
+from workers.video_state import VideoState
 
 LOGGER = logging.getLogger("masklet.worker")
 
@@ -51,19 +52,36 @@ class GpuWorker:
         encode_boxes = getattr(self._detector, "encode_boxes")  # noqa: B009 - only the SAM3 detector has it
         self._prompts = encode_boxes(frame, boxes, self._prompts)
 
-    def follow(self, frames: Iterable[Frame], video_id: str, source_size: tuple[int, int]) -> Iterator[FrameResult]:
-        """Track one video from its first to its last frame; every frame comes out exactly once, in order."""
-        config = self._config
-        tracker = self._make_tracker(video_id)
-        buffer = ReleaseBuffer(config.tracker.hotstart_delay_frames)
-        numbering = MaskletNumbering(video_id, self._prompts, source_size)
-        detected = flow.detect(frames, self._detector, self._prompts, config.detector.batch_frames, self.times)
-        yield from flow.release(flow.track(detected, tracker, self.times), buffer, numbering)
-        counted: dict[str, int] = getattr(tracker, "counters", {})
-        self.counters = {k: v for k, v in {"withdrawn": buffer.num_withdrawn, **counted}.items() if v}
+    def begin(self, video_id: str, source_size: tuple[int, int]) -> VideoState:
+        """The state of a video before its first frame."""
+        buffer = ReleaseBuffer(self._config.tracker.hotstart_delay_frames)
+        return VideoState(self._make_tracker(video_id), buffer, MaskletNumbering(video_id, self._prompts, source_size))
+
+    def follow(
+        self, frames: Iterable[Frame], state: VideoState, after_frame: Callable[[int], None] | None = None
+    ) -> Iterator[FrameResult]:
+        """Track one video to its last frame; every frame comes out exactly once, in order.
+
+        ``after_frame`` is called with a frame's index once that frame is tracked and all that became final with it was
+        consumed: then the state can be saved.
+        """
+        detected = flow.detect(frames, self._detector, self._prompts, self._config.detector.batch_frames, self.times)
+        tracks = _noted(flow.track(detected, state.tracker, self.times), state, after_frame)
+        yield from flow.release(tracks, state.buffer, state.numbering)
+        self.counters = state.counters
 
     def _make_tracker(self, video_id: str) -> Tracker:
         return make_tracker(self._config, self._tracker_class, self._detector, self._parts, video_id)
+
+
+def _noted(
+    tracks: Iterable[FrameTracks], state: VideoState, after_frame: Callable[[int], None] | None
+) -> Iterator[FrameTracks]:
+    for frame_tracks in tracks:
+        state.looks.note(frame_tracks)
+        yield frame_tracks
+        if after_frame is not None:
+            after_frame(frame_tracks.index)
 
 
 def make_tracker(

@@ -61,6 +61,23 @@ def chunk_ranges(chunk: ChunkConfig, sampling: SamplingConfig, table: FrameTable
     return list(zip(starts, [*stops, last], strict=True))
 
 
+def step_cuts(chunk: ChunkConfig, sampling: SamplingConfig, batch_frames: int, table: FrameTable) -> list[int]:
+    """The frames at which sequential pieces begin, without the first piece's; empty for a video done in one go.
+
+    They lie between two of the detector's batches, counted from the first frame: an attempt that starts at one sees
+    the same batches, and a batch's size may change the last bits of a score.
+    """
+    length_s = chunk.length_s
+    if length_s is None or chunk.mode != "sequential":
+        return []
+    first, last = frame_range(sampling, table)
+    grid = sampling.stride * batch_frames
+    times = table.pts_s
+    moments = np.arange(times[first] + length_s, times[last - 1], length_s) if last > first else []
+    cuts = first + (np.searchsorted(times, moments) - first + grid - 1) // grid * grid
+    return [int(c) for c in np.unique(cuts) if first < c < last]
+
+
 def _start_near(target_s: float, reach_s: float, first: int, stride: int, table: FrameTable) -> int:
     """A frame to start a piece at: on the stride grid, at a keyframe if one is within half the reach."""
     keys_s = table.keyframes * float(table.time_base)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from threading import Event
 from types import TracebackType
 
 from configs.schema import Config
 from pipeline import decode
-from pipeline.errors import ConfigError, DeviceError, MaskletError, UsageError
+from pipeline.errors import ConfigError, DeviceError, MaskletError, RunError, SourceChangedError, UsageError
 from pipeline.results import FrameResult
 from pipeline.sources.file import VideoItem
-from pipeline.store import INTERRUPTED, VideoWriter
+from pipeline.store import INTERRUPTED, NO_ROOM, VideoWriter
 from pipeline.telemetry import StageTimes
 from pipeline.types import BoxPrompt, Prompts
 from workers.decode_worker import DecodeProcess
 from workers.gpu_worker import GpuWorker
-from workers.plan import frame_range
-from workers.units import Unit, UnitFolder, UnitProgress, UnitReport
+from workers.plan import frame_range, step_cuts
+from workers.steps import Steps
+from workers.units import LOOKS, Unit, UnitFolder, UnitProgress, UnitReport, fingerprint
+from workers.video_state import VideoState
 
 _PROGRESS_EVERY_S = 0.5
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+"""Trying again at once would not help."""
 
 
 class UnitWorker:
@@ -78,7 +83,7 @@ class UnitWorker:
         """
         table = decode.probe(item.uri, item.video_id)
         start, stop = frame_range(self._config.sampling, table)
-        yield from self._follow(table, start, stop)
+        yield from self._follow(table, start, stop, self._worker.begin(table.stream_id, table.source_size))
 
     def process(self, unit: Unit, units: Path) -> Generator[UnitProgress | UnitReport]:
         """Do a unit and commit it under ``units``; yields progress, and its report at the end.
@@ -89,52 +94,78 @@ class UnitWorker:
             KeyboardInterrupt: after committing what was done as ``partial``.
             DeviceError, ConfigError: nothing of this video is kept.
         """
-        folder = UnitFolder(units, unit.key)
         try:
-            yield from self._process(unit, folder)
+            yield from self._attempt(unit, units)
         except (DeviceError, ConfigError):
             raise
         except MaskletError as error:
             yield UnitReport(unit.key, unit.video_id, unit.ordinal, "failed", error=str(error))
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            what = RunError(f"{NO_ROOM}: {error.strerror}", str(units.parent), "make room, then add --resume")
+            yield UnitReport(unit.key, unit.video_id, unit.ordinal, "failed", error=str(what))
+
+    def _attempt(self, unit: Unit, units: Path) -> Generator[UnitProgress | UnitReport]:
+        folder = UnitFolder(units, unit.key)
+        try:
+            yield from self._process(unit, units, folder)
         finally:
             folder.discard()
 
-    def _process(self, unit: Unit, folder: UnitFolder) -> Generator[UnitProgress | UnitReport]:
-        table = decode.probe(unit.uri, unit.video_id)
-        start, stop = frame_range(self._config.sampling, table)
+    def _process(self, unit: Unit, units: Path, folder: UnitFolder) -> Generator[UnitProgress | UnitReport]:
+        table = _probe(unit)
+        sampling, chunk = self._config.sampling, self._config.chunk
+        start, stop = frame_range(sampling, table)
         if unit.start is not None and unit.stop is not None:
             start, stop = unit.start, unit.stop
-        self._worker.times = StageTimes()
         report = _new_report(unit, table, start, stop)
-        expected = len(range(start, stop, self._config.sampling.stride))
-        with self._writer(folder) as writer:
+        expected = len(range(start, stop, sampling.stride))
+        cuts = () if unit.start is not None else step_cuts(chunk, sampling, self._config.detector.batch_frames, table)
+        steps = Steps(units, unit.key, cuts, sampling.stride)
+        state = self._worker.begin(table.stream_id, table.source_size)
+        first = steps.resume(folder, state, report)
+        self._worker.times = StageTimes({k: v for k, v in report.timings_s.items() if k != "total"})
+        with self._writer(folder, steps.num_parts) as writer:
             try:
-                yield from self._write(unit, table, writer, report, expected)
+                frames = self._follow(
+                    table, first, stop, state, lambda i: steps.after_frame(i, writer, state, report, folder)
+                )
+                yield from self._write(unit, frames, writer, report, expected)
             except (KeyboardInterrupt, GeneratorExit):
                 report.error = f"{INTERRUPTED} after {report.num_tracked} of {expected} frames"
                 writer.commit()
-                self._commit(report, folder)
+                self._commit(report, folder, state, first)
                 raise
-        self._commit(report, folder)
+        if unit.start is not None:
+            state.looks.save(folder.temporary / LOOKS, state.numbering.ids)
+        self._commit(report, folder, state, first)
+        steps.discard()
         yield report
 
-    def _writer(self, folder: UnitFolder) -> VideoWriter:
+    def _writer(self, folder: UnitFolder, num_parts: int) -> VideoWriter:
         output = self._config.output
-        return VideoWriter(folder.masklets, rows_per_part=output.rows_per_part, frames_per_part=output.frames_per_part)
+        return VideoWriter(
+            folder.masklets,
+            rows_per_part=output.rows_per_part,
+            frames_per_part=output.frames_per_part,
+            num_parts=num_parts,
+        )
 
     def _write(
-        self, unit: Unit, table: decode.FrameTable, writer: VideoWriter, report: UnitReport, expected: int
+        self, unit: Unit, frames: Iterator[FrameResult], writer: VideoWriter, report: UnitReport, expected: int
     ) -> Iterator[UnitProgress]:
-        started = told = time.perf_counter()
-        yield UnitProgress(unit.key, unit.video_id, 0, expected, 0)
-        for result in self._follow(table, report.start, report.stop):
+        told = time.perf_counter()
+        started = told - report.timings_s.get("total", 0.0)
+        yield UnitProgress(unit.key, unit.video_id, report.num_tracked, expected, 0)
+        for result in frames:
             writer.write(result)
             report.num_tracked += 1
             report.num_masklets = max(report.num_masklets, int(result.masklet_id.max(initial=0)))
             if self._stopping.is_set():
                 raise KeyboardInterrupt
             now = time.perf_counter()
-            report.timings_s = {"total": round(now - started, 3)}
+            report.timings_s = {"total": round(now - started, 3)} | self._worker.times.rounded()
             if now - told > _PROGRESS_EVERY_S:
                 told = now
                 yield UnitProgress(
@@ -145,21 +176,28 @@ class UnitWorker:
         seconds = self._worker.times.seconds
         return max(seconds, key=lambda name: seconds[name], default="")
 
-    def _follow(self, table: decode.FrameTable, start: int, stop: int) -> Iterator[FrameResult]:
+    def _follow(
+        self,
+        table: decode.FrameTable,
+        start: int,
+        stop: int,
+        state: VideoState,
+        after_frame: Callable[[int], None] | None = None,
+    ) -> Iterator[FrameResult]:
         frames = self._decoder.frames(
             table, start, stop, stride=self._config.sampling.stride, size=self._worker.input_size
         )
-        return self._worker.follow(frames, table.stream_id, table.source_size)
+        return self._worker.follow(frames, state, after_frame)
 
-    def _commit(self, report: UnitReport, folder: UnitFolder) -> None:
-        """Add what decoder and worker know at the end, and make the unit count."""
+    def _commit(self, report: UnitReport, folder: UnitFolder, state: VideoState, first: int) -> None:
+        """Add what decoder and worker know at the end, and make the unit count. ``first``: the frame it started at."""
         decoded = self._decoder.report()
         report.decoders = dict(decoded.frames_by_decoder)
-        report.counters = dict(self._worker.counters)
+        report.counters = state.counters
         report.timings_s |= self._worker.times.rounded()
         if report.error is None and decoded.status == "partial":
             report.error = decoded.message
-            report.num_frames = report.start + decoded.num_decoded * self._config.sampling.stride
+            report.num_frames = first + decoded.num_decoded * self._config.sampling.stride
         report.status = "partial" if report.error else "done"
         folder.commit(report)
 
@@ -179,6 +217,14 @@ def start_decoder(config: Config) -> DecodeProcess:
     if config.detector.detections is None:
         decoder.warm_up()
     return decoder
+
+
+def _probe(unit: Unit) -> decode.FrameTable:
+    """The frames of a unit's source, which must be what the plan was made for."""
+    table = decode.probe(unit.uri, unit.video_id)
+    if unit.source and fingerprint(unit.uri) != unit.source:
+        raise SourceChangedError("the file changed while the job ran", decode.redact(unit.uri), "add --resume")
+    return table
 
 
 def _new_report(unit: Unit, table: decode.FrameTable, start: int, stop: int) -> UnitReport:

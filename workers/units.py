@@ -21,6 +21,10 @@ from pipeline.errors import RunError
 from pipeline.store import write_atomically
 
 _HEAD_BYTES = 1 << 20
+LOOKS = "looks.npz"
+"""In a chunk's folder: how its objects looked, for the stitching."""
+STEPS = ".steps"
+"""Beside the units: pieces of units that are done in steps (:mod:`workers.steps`); attempts come and go, they stay."""
 MAX_ATTEMPTS = 3
 """A unit that failed so often in a way nobody foresaw is set aside, so that the job goes on."""
 
@@ -41,6 +45,8 @@ class Unit:
     """One past the last frame index, overlap included."""
     cost: float = 0.0
     """Relative size, to start the longest first."""
+    source: str = ""
+    """:func:`fingerprint` of the source when the unit was planned; empty: not checked."""
 
 
 @dataclass(slots=True)
@@ -67,7 +73,7 @@ class UnitReport:
     counters: dict[str, int] = field(default_factory=dict)
     timings_s: dict[str, float] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
-    """SHA-256 by part name."""
+    """SHA-256 by path in the folder, of every file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,18 @@ def fingerprint(uri: str) -> str:
         return _digest([f"{stat.st_size} {stat.st_mtime_ns}".encode(), head, file.read()])
 
 
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's content, or of all files under a folder with their names.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not path.is_dir():
+        return _sha256(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return _digest(part.encode() for p in files for part in (p.relative_to(path).as_posix(), _sha256(p)))
+
+
 def unit_key(source: str, start: int | None, stop: int | None, plan: Iterable[str]) -> str:
     """The key of a unit. ``source`` is its :func:`fingerprint`; ``plan`` what else decides its rows."""
     return _digest([source.encode(), f"{start}:{stop}".encode(), *(p.encode() for p in plan)])[:24]
@@ -137,7 +155,8 @@ class UnitFolder:
 
     def commit(self, report: UnitReport) -> None:
         """Write ``unit.json`` and make the folder appear under its final name, once."""
-        report.checksums = {p.name: _sha256(p) for p in sorted(self.masklets.glob("part-*.parquet"))}
+        files = sorted(p for p in self.temporary.rglob("*") if p.is_file())
+        report.checksums = {p.relative_to(self.temporary).as_posix(): _sha256(p) for p in files}
         text = json.dumps(asdict(report), indent=1, ensure_ascii=False)
         write_atomically(self.temporary / "unit.json", text.encode())
         try:
@@ -159,7 +178,7 @@ def committed(units: Path, key: str) -> UnitReport | None:
     try:
         raw: dict[str, Any] = json.loads((folder / "unit.json").read_text(encoding="utf-8"))
         report = UnitReport(**raw)
-        intact = all(_sha256(folder / "masklets" / n) == s for n, s in report.checksums.items())
+        intact = all(_sha256(folder / n) == s for n, s in report.checksums.items())
     except (OSError, ValueError, TypeError):
         intact = False
     if intact:
@@ -171,7 +190,8 @@ def committed(units: Path, key: str) -> UnitReport | None:
 def remove_attempts(units: Path) -> None:
     """Remove what attempts that never finished left behind."""
     for folder in units.glob(".*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.name != STEPS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(units: Path, key: str, target: Path) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.link import MaskletNumbering, ReleaseBuffer, without
+from pipeline.link import MaskletNumbering, ReleaseBuffer, tracks_from_json, tracks_to_json, without
 from pipeline.live.events import Event, LiveResult
-from pipeline.types import RLE, FrameTracks, Prompts, UInt8Array
+from pipeline.types import FrameTracks, Prompts, UInt8Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,7 @@ class LiveLinker:
             "num_masklets": self._numbering.num_masklets,
             "ids": sorted(self._numbering.ids.items()),
             "lives": [[track_id, asdict(life)] for track_id, life in self._lives.items()],
-            "held": [_to_json(tracks) for tracks in self._buffer.held],
+            "held": [tracks_to_json(tracks) for tracks in self._buffer.held],
             "seen": [[seen.wall_s] for seen in self._seen],
             "last": list(self._last),
             "counts": dict(self.counts),
@@ -267,7 +267,7 @@ class LiveLinker:
         self._numbering.restore(dict(state["ids"]), state["num_masklets"])
         self._lives = {track_id: Life(**life) for track_id, life in state["lives"]}
         for tracks in state["held"]:
-            self._buffer.push(_from_json(self.stream_id, tracks))
+            self._buffer.push(tracks_from_json(self.stream_id, tracks))
         self._seen = deque(Seen(wall_s, now_s) for (wall_s,) in state["seen"])
         frame, pts_s, wall_s = state["last"]
         self._last = (frame, pts_s, wall_s)
@@ -284,30 +284,3 @@ class LiveLinker:
         held = {int(t) for tracks in self._buffer.held for t in tracks.track_id}
         ids = {**{t: m for t, m in births.items() if t in held}, **self._numbering.ids}
         self._numbering.restore(ids, max(num_masklets, self._numbering.num_masklets))
-
-
-def _to_json(tracks: FrameTracks) -> dict[str, Any]:
-    return {
-        "session": tracks.session,
-        "index": tracks.index,
-        "pts_s": tracks.pts_s,
-        "track_id": tracks.track_id.tolist(),
-        "prompt_id": tracks.prompt_id.tolist(),
-        "score": tracks.score.tolist(),
-        "xyxy": tracks.xyxy.tolist(),
-        "masks": [[*rle.size, rle.counts.decode("ascii")] for rle in tracks.masks],
-    }
-
-
-def _from_json(stream_id: str, state: dict[str, Any]) -> FrameTracks:
-    return FrameTracks(
-        stream_id,
-        state["session"],
-        state["index"],
-        state["pts_s"],
-        np.array(state["track_id"], np.int64),
-        np.array(state["prompt_id"], np.int16),
-        np.array(state["score"], np.float32),
-        np.array(state["xyxy"], np.float32).reshape(-1, 4),
-        tuple(RLE((h, w), counts.encode("ascii")) for h, w, counts in state["masks"]),
-    )
