@@ -12,6 +12,7 @@ from typing import Any
 import models
 from configs.load import digest, load_config, to_yaml
 from configs.schema import Config
+from pipeline.decode import local_path
 from pipeline.errors import SourceError, UsageError
 from pipeline.job import Executor, Job, ProgressListener, Silent
 from pipeline.results import FrameResult
@@ -21,6 +22,7 @@ from pipeline.types import BoxPrompt
 from workers.local_executor import LocalExecutor
 from workers.phrases import encode_prompts as encode_prompts
 from workers.unit_worker import UnitWorker, start_decoder
+from workers.units import content_digest
 
 DEMO_CLIP = Path(models.__file__).parent / "tiny" / "demo.mp4"
 DEMO_PHRASES = ("red circle", "blue star", "green thing")
@@ -106,6 +108,7 @@ def option_values(
     detections: str | None = None,
     overlay: bool | None = None,
     chunk: str | None = None,
+    chunk_mode: str | None = None,
     overlap: str | None = None,
 ) -> dict[str, Any]:
     """Options of the command line as a configuration tree; what is not given is left out.
@@ -122,7 +125,7 @@ def option_values(
         "device": {"name": device, "dtype": dtype},
         "decode": {"decoder": decoder},
         "sampling": {"stride": stride, "start": start, "stop": stop},
-        "chunk": {"length": chunk, "overlap": overlap},
+        "chunk": {"length": chunk, "mode": chunk_mode, "overlap": overlap},
         "output": {"overlay": overlay},
     }
 
@@ -179,11 +182,20 @@ def _manifest(config: Config, items: Sequence[VideoItem]) -> Manifest:
 def model_identity(config: Config) -> dict[str, str]:
     """``id`` and ``fingerprint`` of the weights (or of the detections file) a run was made with."""
     if config.detector.detections is not None:
-        return {"id": f"detections:{config.detector.detections}", "fingerprint": ""}
+        file = config.detector.detections
+        return {"id": f"detections:{file}", "fingerprint": _file_digest(file)}
     from pipeline.checkpoints import open_checkpoint
 
     checkpoint = open_checkpoint(config.model)
     return {"id": checkpoint.name, "fingerprint": checkpoint.fingerprint}
+
+
+def _file_digest(file: str) -> str:
+    """Of detections: a changed file is another plan."""
+    try:
+        return content_digest(local_path(file))
+    except OSError as error:
+        raise UsageError("cannot read the detections", file, str(error.strerror or error)) from error
 
 
 @dataclass(frozen=True, slots=True)

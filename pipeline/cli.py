@@ -62,6 +62,9 @@ def track(
     start: Annotated[str | None, typer.Option(help="First frame number, or seconds as 4.5s.")] = None,
     stop: Annotated[str | None, typer.Option(help="End (exclusive): frame number, or seconds as 9s.")] = None,
     chunk: Annotated[str | None, typer.Option(help="Cut into pieces of this many seconds, as 60s; stitch ids.")] = None,
+    chunk_mode: Annotated[
+        str | None, typer.Option(help="parallel (stitched), or sequential (state goes on; equal to the uncut run).")
+    ] = None,
     overlap: Annotated[str | None, typer.Option(help="What neighbouring pieces share, as 2s.")] = None,
     ray: Ray = "off",
     workers: Workers = 0,
@@ -95,6 +98,7 @@ def track(
         detections=detections,
         overlay=overlay or None,
         chunk=chunk,
+        chunk_mode=chunk_mode,
         overlap=overlap,
     )
     effective = load_config(config, set_ or (), values)
