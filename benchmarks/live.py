@@ -185,13 +185,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=20, help="of chaos")
     parser.add_argument("--folder", type=Path, help="of the soak: its log and state; started again, it goes on")
+    parser.add_argument("--set", action="append", default=[], help="of the soak: section.key=value")
     parser.add_argument("--tracker", default="sam3_memory", help="of the soak")
     args = parser.parse_args()
     models = tiny_models() if set(args.what) - {"soak"} else None
     for what in args.what:
         if what == "soak":
             folder = args.folder or Path(tempfile.mkdtemp(prefix="masklet-soak-"))
-            result = soak(args.frames, folder, tracker=args.tracker)
+            result = soak(args.frames, folder, tracker=args.tracker, assignments=args.set)
         else:
             assert models is not None  # loaded above
             results: dict[str, Callable[[], dict[Any, Any]]] = {

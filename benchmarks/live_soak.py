@@ -280,10 +280,17 @@ def report(lines: Sequence[dict[str, Any]], warm_up: int) -> dict[str, Any]:
     }
 
 
-def soak(num_frames: int, folder: Path, *, tracker: str = "sam3_memory", warm_up: int = WARM_UP) -> dict[str, Any]:
-    """Run or continue a soak in ``folder``."""
+def soak(
+    num_frames: int,
+    folder: Path,
+    *,
+    tracker: str = "sam3_memory",
+    assignments: Sequence[str] = (),
+    warm_up: int = WARM_UP,
+) -> dict[str, Any]:
+    """Run or continue a soak in ``folder``, with these assignments on top of the live preset."""
     values = {"tracker": {"name": tracker}, "device": {"name": "cpu", "threads": 1}, "prompts": list(PHRASES)}
-    return Soak(folder, load(load_config("live", (), values)), num_frames).run(warm_up)
+    return Soak(folder, load(load_config("live", assignments, values)), num_frames).run(warm_up)
 
 
 def rss_mb() -> float:
