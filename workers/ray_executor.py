@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -25,6 +26,7 @@ from ray.util.placement_group import remove_placement_group
 
 from configs.schema import Config
 from pipeline.errors import DeviceError, MaskletError
+from pipeline.store import may_go_on
 from pipeline.types import BoxPrompt, Prompts
 from workers.phrases import encode_prompts
 from workers.ray_session import RaySession, Share, cluster_nodes, is_placed, share_cluster
@@ -126,6 +128,8 @@ class _Slot:
     number: int
     group: Any = None
     actor: Any = None
+    hello: Any = None
+    """The actor's first answer, until it has come."""
     stream: Any = None
     task: _Task | None = None
     generation: int = 0
@@ -139,8 +143,15 @@ class _Slot:
         assert task is not None
         self.task = self.stream = None
         if is_dead:
-            self.actor = None
+            self.end_actor()
         return task
+
+    def end_actor(self) -> None:
+        """Kill the actor; one that is dead, or cannot be reached just now, makes room for another."""
+        if self.actor is not None:
+            with contextlib.suppress(RayError):
+                ray.kill(self.actor)
+        self.actor = self.hello = None
 
 
 class RayExecutor:
@@ -195,28 +206,31 @@ class RayExecutor:
                 self._hand_out(slots, waiting, units)
                 busy = [s for s in slots if s.task is not None]
                 self._metrics.busy.set(len(busy))
+                hellos = [s.hello for s in slots if s.hello is not None]
                 if busy:
                     homeless_s = 0.0
-                    yield from self._poll(busy, waiting, units)
+                    yield from self._poll(busy, hellos, waiting, units)
                 else:
-                    homeless_s += self._wait_for_room(homeless_s)
+                    homeless_s += self._wait_for_room(hellos, homeless_s)
         finally:
             self._drain(slots)
 
-    def _wait_for_room(self, waited_s: float) -> float:
+    def _wait_for_room(self, hellos: list[Any], waited_s: float) -> float:
         if waited_s >= _PLACEMENT_S:
             share = f"{self._share.gpus:g} GPU and {self._share.cpus:g} CPU on one node"
             raise DeviceError("the cluster has no room for a worker", f"needs {share}", "free some, or add a node")
-        if not waited_s:
-            LOGGER.info("waiting for the cluster to have room for a worker")
-        time.sleep(_POLL_S)
-        return _POLL_S
+        started = time.monotonic()
+        if hellos:
+            ray.wait(hellos, timeout=_POLL_S)
+        else:
+            time.sleep(_POLL_S)
+        return time.monotonic() - started
 
     def _hand_out(self, slots: list[_Slot], waiting: deque[_Task], units: Path) -> None:
         for slot in slots:
             others_busy = any(s.task is not None for s in slots)
             task = _next_for(slot, waiting, may_insist=not others_busy) if slot.task is None else None
-            if task is not None and (slot.actor is not None or self._start(slot)):
+            if task is not None and self._is_up(slot):
                 waiting.remove(task)
                 task.attempts += 1
                 task.workers.add(slot.number)
@@ -225,8 +239,25 @@ class RayExecutor:
                     num_returns="streaming", _generator_backpressure_num_objects=64
                 ).remote(replace(task.unit, uri=_absolute(task.unit.uri)), str(units.absolute()))
 
+    def _is_up(self, slot: _Slot) -> bool:
+        """Whether the slot has an actor that has answered.
+
+        Only such a one gets a unit: it must not wait for a node while other workers are idle, nor be blamed for an
+        actor that could not start.
+        """
+        if slot.actor is None and not self._start(slot):
+            return False
+        if slot.hello is not None and ray.wait([slot.hello], timeout=0)[0]:
+            try:
+                ray.get(slot.hello)
+                slot.hello = None
+            except RayError as error:
+                LOGGER.warning("worker %d did not start: %s", slot.number, _first_line(error))
+                slot.end_actor()
+        return slot.actor is not None and slot.hello is None
+
     def _start(self, slot: _Slot) -> bool:
-        """Start an actor if its place is there; a unit must not wait for a node while other workers are idle."""
+        """Start an actor if its place is there."""
         if slot.group is None:
             slot.group = self._share.reserve(f"masklet-{os.getpid()}-place-{slot.number}")
             with contextlib.suppress(RayError):
@@ -244,14 +275,17 @@ class RayExecutor:
             )
             .remote(self._spec, self._prompts)
         )
+        slot.hello = slot.actor.pid.remote()
         return True
 
-    def _poll(self, busy: list[_Slot], waiting: deque[_Task], units: Path) -> Generator[UnitProgress | UnitReport]:
+    def _poll(
+        self, busy: list[_Slot], hellos: list[Any], waiting: deque[_Task], units: Path
+    ) -> Generator[UnitProgress | UnitReport]:
         streams = {s.stream: s for s in busy}
         started = time.monotonic()
-        ready, _ = ray.wait(list(streams), num_returns=1, timeout=_POLL_S, fetch_local=False)
+        ready, _ = ray.wait([*streams, *hellos], num_returns=1, timeout=_POLL_S, fetch_local=False)
         waited_s = time.monotonic() - started
-        heard = {streams[stream].number for stream in ready}
+        heard = {streams[reference].number for reference in ready if reference in streams}
         for slot in busy:
             slot.silent_s = 0.0 if slot.number in heard else slot.silent_s + waited_s
             event = None
@@ -265,8 +299,6 @@ class RayExecutor:
 
     def _give_up_on(self, slot: _Slot, waiting: deque[_Task], units: Path) -> UnitReport | None:
         """End a worker that hangs."""
-        with contextlib.suppress(RayError):
-            ray.kill(slot.actor)
         return self._retry(slot.forget(is_dead=True), f"silent for {slot.silent_s:.0f} s", waiting, units)
 
     def _next(self, slot: _Slot, waiting: deque[_Task], units: Path) -> UnitProgress | UnitReport | None:
@@ -288,8 +320,9 @@ class RayExecutor:
     def _retry(self, task: _Task, why: str, waiting: deque[_Task], units: Path) -> UnitReport | None:
         """Queue a unit again, or set it aside; a commit whose acknowledgement got lost counts."""
         report = committed(units, task.unit.key)
-        if report is not None:
+        if report is not None and not may_go_on(report.error):
             return report
+        shutil.rmtree(units / task.unit.key, ignore_errors=True)
         LOGGER.warning("%s: attempt %d failed: %s", task.unit.video_id, task.attempts, why)
         enough_workers = len(task.workers) >= min(MIN_WORKERS_TRIED, len(self._slots))
         # A second worker may never come; then twice the attempts have to do.
@@ -309,10 +342,8 @@ class RayExecutor:
         for slot in busy:
             self._drain_one(slot, deadline)
         for slot in slots:
-            if slot.actor is not None:
-                with contextlib.suppress(RayError):
-                    ray.kill(slot.actor)
-                slot.actor = slot.task = slot.stream = None
+            slot.end_actor()
+            slot.task = slot.stream = None
 
     @staticmethod
     def _drain_one(slot: _Slot, deadline: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from pipeline import api, open_run
 from pipeline.job import Job, Silent
 from pipeline.store import Manifest, RunWriter
-from tests.flow.worlds import CHUNKED, World, children, finish, make_world, start_driver, wait_for_work
+from tests.flow.worlds import CHUNKED, World, children, finish, start_driver, wait_for_work
 from workers.units import Unit, UnitProgress, UnitReport
 
 ray = pytest.importorskip("ray")
@@ -32,25 +32,6 @@ pytestmark = [
 KINDS = ("worker", "decode", "driver", "node")
 SAMPLE = [("worker", 0), ("decode", 1), ("driver", 2), ("node", 3)]
 MATRIX = [(KINDS[seed % 4], seed) for seed in range(4, 34)]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world") / "w")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    from ray.cluster_utils import Cluster
-
-    started = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 4, "object_store_memory": 100 << 20, "include_dashboard": False},
-    )
-    ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
-    yield started
-    ray.shutdown()
-    started.shutdown()
 
 
 class Striking:

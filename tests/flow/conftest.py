@@ -1,0 +1,32 @@
+"""One Ray cluster and one small job for all tests of this folder: starting Ray takes many seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.flow.worlds import World, make_world
+
+
+@pytest.fixture(scope="package")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Clips of a second or two of work each, without a model."""
+    return make_world(tmp_path_factory.mktemp("world") / "w")
+
+
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[Any]:
+    """A head with four CPUs, which this process is connected to; nodes can be added."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    started = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 4, "object_store_memory": 100 << 20, "include_dashboard": False},
+    )
+    ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
+    yield started
+    ray.shutdown()
+    started.shutdown()

@@ -1,0 +1,191 @@
+"""Placement, sharing and faults of jobs on Ray, and the same rows whatever the number of workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import api, open_run
+from pipeline.job import Job, Silent
+from pipeline.store import Manifest, RunWriter
+from pipeline.types import Prompts
+from tests.flow.faults import FaultyWorker
+from tests.flow.many import track_many
+from tests.flow.worlds import CHUNKED, ROOT, World, finish, start_driver, wait_for_work
+
+ray = pytest.importorskip("ray")
+
+from workers.phrases import encode_prompts  # noqa: E402 - what follows needs Ray
+from workers.ray_executor import RayExecutor, WorkerSpec, shared_prompts  # noqa: E402
+from workers.ray_session import Share, is_placed, share_cluster  # noqa: E402
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    # Ray leaves sockets and files to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "workers", "expected"),
+    [
+        ([{"CPU": 2}], 0, 0, (1, Share(0, 2))),
+        ([{"CPU": 16}], 0, 0, (8, Share(0, 2))),
+        ([{"CPU": 2}], 0, 2, (2, Share(0, 1))),
+        ([{"CPU": 2}], 0, 4, (4, Share(0, 0.5))),
+        ([{"CPU": 4}, {"CPU": 2}], 0, 5, (5, Share(0, 1))),
+        ([{"CPU": 0}, *[{"CPU": 32, "GPU": 8}] * 2], 1, 0, (16, Share(1, 2))),
+        ([{"CPU": 4, "GPU": 4}], 1, 0, (4, Share(1, 1))),
+        ([{"CPU": 32, "GPU": 2}], 0.5, 0, (4, Share(0.5, 2))),
+        ([{"CPU": 32, "GPU": 8}], 2, 0, (4, Share(2, 2))),
+        ([{"CPU": 8, "GPU": 2}], 1, 6, (6, Share(1, 2))),  # four more ask an autoscaler for nodes
+    ],
+)
+def test_a_worker_gets_two_cpus_or_what_there_is(
+    nodes: list[dict[str, float]], gpus: float, workers: int, expected: tuple[int, Share]
+) -> None:
+    assert share_cluster(nodes, gpus, workers) == expected
+
+
+def test_a_third_of_a_cpu_is_rounded_down_so_that_all_fit() -> None:
+    _, share = share_cluster([{"CPU": 2}], 0, 3)
+    assert 0.6 < share.cpus <= 2 / 3
+    assert 3 * share.cpus <= 2
+
+
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 4]
+)
+def test_rows_are_the_same_for_any_number_of_workers(world: World, cluster: Any, tmp_path: Path, workers: int) -> None:
+    config = world.config(*CHUNKED)
+    placement = api.Placement(cluster.address, workers)
+    manifest = api.track_to_run(config, [i.uri for i in world.items], tmp_path / "run", placement=placement)
+    assert manifest.counts["workers"] == workers
+    assert manifest.counts["retries"] == 0
+    assert open_run(tmp_path / "run").table().equals(world.chunked)
+
+
+def faulty_run(world: World, folder: Path, faults: dict[str, str], **options: Any) -> tuple[Manifest, RayExecutor]:
+    clips = folder / "clips"
+    (clips / "faults").mkdir(parents=True)
+    items = []
+    for item in world.items:
+        os.link(item.uri, clips / Path(item.uri).name)
+        items.append(type(item)(item.video_id, str(clips / Path(item.uri).name)))
+    for video_id, fault in faults.items():
+        (clips / "faults" / video_id).write_text(fault)
+    spec = WorkerSpec(world.config(), [], "", FaultyWorker)
+    executor = RayExecutor(spec, encode_prompts(world.config()), workers=2, **options)
+    manifest = Manifest("0", {"fingerprint": "f"}, ["disc"], [], "d")
+    try:
+        done = Job(world.config(), RunWriter.create(folder / "run", manifest, ""), executor).execute(items, Silent())
+    finally:
+        executor.close()
+    return done, executor
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_hangs_or_is_out_of_memory_costs_one_attempt(world: World, tmp_path: Path) -> None:
+    manifest, executor = faulty_run(world, tmp_path, {"v1": "hang once", "v2": "memory once"}, silence_s=20.0)
+    assert executor.num_retries == manifest.counts["retries"] == 2
+    assert open_run(tmp_path / "run").table().equals(world.whole)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_video_that_kills_every_worker_is_set_aside(world: World, tmp_path: Path) -> None:
+    manifest, executor = faulty_run(world, tmp_path, {"v3": "kill"})
+    status = {v.video_id: (v.status, v.error) for v in manifest.videos}
+    assert status["v3"][0] == "failed"
+    assert "set aside after 3 attempts on 2 worker(s)" in (status["v3"][1] or "")
+    assert executor.num_retries == 2
+    others = world.whole.filter([v != "v3" for v in world.whole["video_id"].to_pylist()])
+    assert open_run(tmp_path / "run").table().equals(others)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_embeddings_whose_owner_died_are_encoded_again(world: World) -> None:
+    class Owner:
+        def put(self) -> list[Any]:
+            return [ray.put(Prompts(("stale",), np.zeros((1, 1, 1), np.float32), np.ones((1, 1), bool)))]
+
+    owner = ray.remote(Owner).options(num_cpus=0).remote()
+    (reference,) = ray.get(owner.put.remote())
+    assert shared_prompts(reference, world.config(), has_boxes=False).phrases == ("stale",)
+    ray.kill(owner)
+    (lost,) = [reference]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if shared_prompts(lost, world.config(), has_boxes=False).phrases == ("disc",):
+            return
+        time.sleep(0.5)
+    raise AssertionError("the embeddings outlived their owner by a minute")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_share_is_one_node_with_room_for_worker_and_decoder() -> None:
+    group = Share(0.0, 2.0).reserve("masklet-test-place")
+    try:
+        assert group.wait(30)
+        assert is_placed(group)
+        assert group.bundle_specs == [{"CPU": 1.0}, {"CPU": 1.0}]
+        with_gpu = Share(1.0, 2.0).reserve("masklet-test-no-gpu-here")
+        assert not with_gpu.wait(1)
+        assert not is_placed(with_gpu)
+        ray.util.remove_placement_group(with_gpu)
+    finally:
+        ray.util.remove_placement_group(group)
+
+
+@pytest.mark.parametrize("where", ["off", "ray"])
+def test_ctrl_c_commits_exits_130_and_resumes(world: World, cluster: Any, tmp_path: Path, where: str) -> None:
+    options = ["--ray", cluster.address, "--workers", "2"] if where == "ray" else []
+    run = tmp_path / "run"
+    process = start_driver(world, run, *options)
+    assert wait_for_work(run, process, commits=1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everything in the group gets it
+    code, output = finish(process, timeout_s=120)
+    assert code == 130, output
+    assert "error: interrupted" in output
+    stopped = open_run(run)
+    assert stopped.manifest.status == "interrupted"
+    assert any(v.status == "done" for v in stopped.videos)
+    assert {v.status for v in stopped.videos} <= {"done", "partial"}
+    code, output = finish(start_driver(world, run, *options, "--resume"))
+    assert code == 0, output
+    assert open_run(run).table().equals(world.whole)
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_very_many_clips_some_broken(tmp_path: Path, count: int) -> None:
+    outcome = track_many(tmp_path / "many", count)
+    assert outcome.exit_code == 1, outcome.output
+    run = open_run(tmp_path / "many" / "run")
+    assert {v.video_id: v.status for v in run.videos} == outcome.expected
+    assert outcome.peak_rss_mb < 1000
+    assert all(v.error for v in run.videos if v.status == "failed")
+    assert len(run.table()) == 8 * sum(status == "done" for status in outcome.expected.values())
+
+
+@pytest.mark.slow
+def test_a_simulated_cluster_is_used_evenly() -> None:
+    """In a process of its own: this one is connected to another cluster."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.flow.simulated"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["units"] == 200
+    assert found["places"] == 8
+    assert found["at_once_on_a_place"] == 1
+    assert found["balance"] <= 1.15
