@@ -20,7 +20,7 @@ from transformers import Sam3LiteTextConfig, Sam3TrackerVideoConfig, Sam3VideoCo
 from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoInferenceSession
 
 from pipeline.bench import Subject
-from pipeline.bench_scene import DETECTED, IN_PICTURE, Scene, Stopwatch, picture
+from pipeline.bench_scene import DETECTED, IN_PICTURE, Scene, Stopwatch
 from pipeline.detectors.sam3_litetext import to_pixels
 from pipeline.types import Frame
 from trackers.sam_heads import Decoded
@@ -102,11 +102,13 @@ def full_config() -> Sam3VideoConfig:
 
 
 def random_model(config: Sam3VideoConfig, device: torch.device, dtype: torch.dtype) -> Sam3VideoModel:
-    """Seeded random weights; speed does not depend on them."""
+    """Seeded random weights that believe every object to be in the picture: else there are no masks to compare."""
     torch.manual_seed(0)
     with torch.device(device):
         model: Sam3VideoModel = Sam3VideoModel(config)
-    return model.to(device, dtype).eval().requires_grad_(False)
+    model.to(device, dtype).eval().requires_grad_(False)
+    model.tracker_model.mask_decoder.pred_obj_score_head.proj_out.bias += 2
+    return model
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class Reference:
         self.model, self.scene, self.watch = model, scene, watch
         self._side = int(model.config.image_size)
         device, dtype = model.device, model.dtype
-        pictures = to_pixels([picture(t, self._side) for t in range(16)], self._side, device).to(dtype)
+        pictures = to_pixels([scene.picture(t, self._side) for t in range(16)], self._side, device).to(dtype)
         self.session = Sam3VideoInferenceSession(
             video_height=self._side,
             video_width=self._side,
@@ -304,20 +306,25 @@ def pretend_ours(subject: Subject, until: int) -> None:
     """
     tracker, scene = subject.tracker, subject.scene
     heads, features = tracker._heads, tracker._features
-    names = ("vision", "propagate", "remember")
+    names = ("vision", "propagate", "remember", "begin")
     real = {name: getattr(heads, name) for name in names}
     frame = subject.frame(subject.next_frame)
     hidden = features(frame)
     vision = heads.vision(hidden)
-    decoded = heads.propagate(vision, tracker._bank.read(tracker._step, heads.max_rows))
+    decoded = heads.propagate(vision, tracker._bank, tracker._step)
     memory = heads.remember(vision, decoded.logits)
 
-    def propagate(vision: Any, readings: Any) -> Decoded:
-        rows = np.sort(np.concatenate([reading.rows for reading in readings]))
-        logits = torch.from_numpy(scene.logits(tracker._step)[rows]).to(decoded.logits)
-        return Decoded(logits, decoded.object_logit[rows], decoded.pointer[rows])
+    def propagate(vision: Any, bank: Any, step: int, rows: Any = None) -> Decoded:
+        at = np.arange(len(bank)) if rows is None else rows
+        logits = torch.from_numpy(scene.logits(step)[at]).to(decoded.logits)
+        return Decoded(logits, decoded.object_logit[at], decoded.pointer[at])
 
-    idle = {"vision": lambda _: vision, "propagate": propagate, "remember": lambda _, logits: memory[: len(logits)]}
+    idle = {
+        "vision": lambda _: vision,
+        "propagate": propagate,
+        "remember": lambda _, logits: memory[: len(logits)],
+        "begin": lambda _, masks: (memory[: len(masks)], decoded.pointer[: len(masks)]),
+    }
     for name in names:
         setattr(heads, name, idle[name])
     tracker._features = lambda _: hidden

@@ -1,7 +1,7 @@
 """``masklet bench``: frames per second, where the time goes, and whether memory grows, with a fixed number of objects.
 
-Every case is a scene of its own (:mod:`pipeline.bench_scene`): noise for pictures, K objects that are found and
-tracked whatever the model thinks, all of its compute paid. The modes of the memory tracker take turns on blocks of
+Every case is a scene of its own (:mod:`pipeline.bench_scene`): coloured boxes for pictures, K objects that are found
+and tracked whatever the model thinks, all of its compute paid. The modes of the memory tracker take turns on blocks of
 frames, so that other programs slow all of them alike; decoding is not part of it, rendering to run lengths is. The
 first quarter of the frames warms up, the last one is for the parts, what lies between for the speed.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from configs.schema import Config, TrackerConfig
-from pipeline.bench_scene import ForcedDetector, ForcedTracker, Scene, Stopwatch, picture, synthetic_prompts
+from pipeline.bench_scene import ForcedDetector, ForcedTracker, Scene, Stopwatch, synthetic_prompts
 from pipeline.checkpoints import Checkpoint, open_checkpoint
 from pipeline.errors import RunError, UsageError
 from pipeline.types import Frame, Prompts
@@ -58,10 +58,11 @@ class Subject:
         watch: Stopwatch,
     ) -> None:
         self.watch = watch
-        self.detector, self.scene, self.name = detector, scene, name
+        self.detector, self.parts, self.scene, self.name = detector, parts, scene, name
         self.tracker = ForcedTracker(scene, parts, detector.features, config, name)
         self.tracker.count_parts(watch)
         self._prompts, self._batch = prompts, batch_frames
+        self._pictures = [scene.picture(t, detector.image_size) for t in range(16)]
         self.next_frame = 0
 
     def advance(self, count: int) -> list[tuple[Frame, LowResTracks]]:
@@ -79,7 +80,7 @@ class Subject:
     def frame(self, t: int) -> Frame:
         """A picture of the scene's video."""
         side = self.detector.image_size
-        return Frame(self.name, t, t / 30, picture(t % 16, side), (side, side))
+        return Frame(self.name, t, t / 30, self._pictures[t % 16], (side, side))
 
 
 @dataclass

@@ -23,7 +23,7 @@ from configs.schema import DetectorConfig, TrackerConfig
 from pipeline.checkpoints import Checkpoint
 from pipeline.detectors.sam3_litetext import Sam3LiteTextDetector
 from pipeline.detectors.sam3_network import Decoded as DetrDecoded
-from pipeline.types import Detections, Float32Array, Frame, Prompts, UInt8Array
+from pipeline.types import Detections, Float32Array, Frame, Int64Array, Prompts, UInt8Array
 from trackers.sam3_memory import Sam3MemoryTracker, TrackerNetworks
 from trackers.sam_heads import Decoded
 
@@ -71,6 +71,17 @@ class Scene:
         scaled = (boxes * np.array([*source_size[::-1]] * 2)).astype(np.float32)
         return Detections(scaled, np.full(self.objects, DETECTED, np.float32), self.prompt_id, logits.copy())
 
+    def picture(self, t: int, side: int) -> UInt8Array:
+        """``(side, side, 3)``: every object in a colour of its own on grey, with noise; repeats after 16 frames."""
+        rng = np.random.default_rng(t % 16)
+        noise = rng.integers(-20, 21, (side, side, 3))
+        colours = np.random.default_rng(self.objects).integers(30, 226, (self.objects, 3))
+        at = np.arange(side) * self.mask_side // side
+        canvas = np.full((side, side, 3), 128)
+        for inside, colour in zip((self.logits(t) > 0)[:, at][:, :, at], colours, strict=True):
+            canvas[inside] = colour
+        return (canvas + noise).astype(np.uint8)
+
     def fits(self) -> bool:
         """Whether every object has pixels."""
         return self.mask_side // math.ceil(math.sqrt(self.objects)) >= 2
@@ -116,12 +127,11 @@ class ForcedTracker(Sam3MemoryTracker):
         """What the networks said of the latest frame: mask logits ``(h, w)`` by row."""
         propagate = self._heads.propagate
 
-        def forced(vision: Any, readings: Any) -> Decoded:
-            taken: list[Any] = []
-            found = propagate(vision, _noting(readings, taken))
-            rows = np.sort(np.concatenate([reading.rows for reading in taken]))
-            self.raw = dict(zip(rows.tolist(), found.logits, strict=True))
-            logits = torch.from_numpy(scene.logits(self._step)[rows]).to(found.logits)
+        def forced(vision: Any, bank: Any, step: int, rows: Int64Array | None = None) -> Decoded:
+            found = propagate(vision, bank, step, rows)
+            at = np.arange(len(bank)) if rows is None else rows
+            self.raw = dict(zip(at.tolist(), found.logits, strict=True))
+            logits = torch.from_numpy(scene.logits(step)[at]).to(found.logits)
             return Decoded(logits, torch.full_like(found.object_logit, IN_PICTURE), found.pointer)
 
         self._heads.propagate = forced  # type: ignore[method-assign]
@@ -129,20 +139,13 @@ class ForcedTracker(Sam3MemoryTracker):
     def count_parts(self, watch: Stopwatch) -> None:
         """Count what this tracker's networks do; the rest of a step is its plan."""
         watch.wrap(self, "advance", "plan")
-        for method, part in (("vision", "neck"), ("propagate", "attention"), ("remember", "memory")):
+        for method, part in (
+            ("vision", "neck"),
+            ("propagate", "attention"),
+            ("remember", "memory"),
+            ("begin", "memory"),
+        ):
             watch.wrap(self._heads, method, part)
-
-
-def _noting(items: Any, taken: list[Any]) -> Iterator[Any]:
-    for item in items:
-        taken.append(item)
-        yield item
-
-
-def picture(t: int, side: int) -> UInt8Array:
-    """Noise that drifts, ``(side, side, 3)``: what is seen does not matter."""
-    base = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    return np.ascontiguousarray(np.roll(base, t % side, axis=1))
 
 
 def synthetic_prompts(count: int, width: int) -> Prompts:

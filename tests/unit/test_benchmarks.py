@@ -1,0 +1,70 @@
+"""The benchmarks at a small size: contestants agree, and a history that is pretended is like a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import against_transformers as bench
+from benchmarks.reference import pretend_ours
+from pipeline.bench import Models
+
+SIDE = 112
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def built() -> tuple[Any, Models]:
+    return bench.build(SIDE, bench.Case("", 3, 2, 0, 0))
+
+
+@pytest.fixture
+def turns(built: tuple[Any, Models]) -> Iterator[bench.Turns]:
+    made = bench.Turns(*built, bench.Case("", 3, 2, 40, 0), bench.like_the_reference())
+    yield made
+    made.reference.close()
+
+
+def test_a_pretended_history_is_like_a_real_one(turns: bench.Turns) -> None:
+    for _ in range(6):
+        turns.block(3)
+    assert turns.difference > 0, "the networks' own masks were compared"
+    turns.reference.pretend(34)
+    for subject in turns.ours.values():
+        pretend_ours(subject, 34)
+    pretended, bank = turns.reference.signature(), turns.ours["exact"].tracker._bank
+    memory_step, pointer_step, memory = bank.memory_step.copy(), bank.pointer_step.copy(), bank.memory.clone()
+    turns.block(2)  # goes on, and everyone still agrees
+    turns.reference.close()
+
+    real = bench.Turns(turns.reference.model, _models(turns), turns.case, bench.like_the_reference())
+    turns.reference = real.reference  # to be closed
+    del real.ours["adaptive"]
+    for _ in range(17):
+        real.block(2)
+    assert pretended == real.reference.signature()
+    bank = real.ours["exact"].tracker._bank
+    assert (memory_step == bank.memory_step).all() and (pointer_step == bank.pointer_step).all()
+    filled = torch.from_numpy(memory_step >= 0)
+    assert memory.shape == bank.memory.shape and (memory[filled] != 0).any(-1).any(-1).all()
+
+
+def _models(turns: bench.Turns) -> Models:
+    subject = turns.ours["exact"]
+    return Models(subject.detector, subject.parts, turns.scene.mask_side, 128, torch.device("cpu"))
+
+
+def test_contestants_are_timed_and_the_model_gets_its_methods_back(built: tuple[Any, Models]) -> None:
+    result = bench.measure(*built, bench.Case("16 objects", 3, 2, 8, 8), bench.like_the_reference(), block=4)
+    assert result["counted_frames"] == [8, 16]
+    for one in result["contestants"].values():
+        assert one["ratio_wall"] > 0 and {"image encoder", "attention", "memory"} <= set(one["part_ms"])
+    assert "**" in bench.table([result])
+    assert built[0].run_detection.__func__ is type(built[0]).run_detection
