@@ -189,3 +189,25 @@ def test_a_simulated_cluster_is_used_evenly() -> None:
     assert found["places"] == 8
     assert found["at_once_on_a_place"] == 1
     assert found["balance"] <= 1.15
+
+
+def test_what_a_submitted_job_brings_along_runs_by_itself(tmp_path: Path) -> None:
+    """``ray job submit --working-dir .`` packs by these rules; the entry point then starts in the unpacked folder.
+
+    Only the packing is Ray's here: submitting itself needs Ray's dashboard, which ``ray`` alone does not install.
+    """
+    from ray._private.runtime_env.packaging import create_package, get_excludes_from_ignore_files, unzip_package
+
+    package = tmp_path / "package.zip"
+    assert get_excludes_from_ignore_files(ROOT, include_gitignore=True)
+    create_package(str(ROOT), package, include_gitignore=True)
+    unzip_package(str(package), str(tmp_path / "job"), remove_top_level_directory=False, unlink_zip=False)
+    sent = {p.name for p in (tmp_path / "job").iterdir()}
+    assert {"pipeline", "trackers", "workers", "configs", "models", "pyproject.toml"} <= sent
+    assert not {"tests", ".git", ".venv", ".train"} & sent
+    assert package.stat().st_size < 60 << 20
+    command = [sys.executable, "-c", "import pipeline, sys; from configs.load import load_config; "]
+    command[-1] += "load_config('cluster'); import pipeline.api; assert pipeline.api.DEMO_CLIP.exists()"
+    command[-1] += "; assert pipeline.__file__.startswith(sys.argv[1]), pipeline.__file__"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "job"), "PYTHONWARNINGS": "ignore"}
+    subprocess.run([*command, str(tmp_path / "job")], cwd=tmp_path / "job", env=environment, check=True, timeout=120)
