@@ -1,0 +1,229 @@
+"""``uv run python -m benchmarks.distributed``: what jobs on Ray must reach, measured on this machine.
+
+* ``scaling``: 24 clips of 300 frames with the tiny model, one torch thread per worker: ``--ray off``, Ray with one
+  worker and Ray with two take turns on a third of the clips each; frames/s from the moment that all workers have their
+  models to the last report, and the median of the three ratios. Start-up is listed beside it. Rows must be equal.
+* ``schedule``: four nodes of two pretended GPUs, 200 uneven videos of 1 s on average that are slept, not tracked:
+  makespan over the ideal one.
+* ``many``: 1,000 entries of tiny clips, one in twenty broken: statuses, time, peak memory of the driver.
+* what Ray's object store held and spilled during all this.
+
+Two workers on two cores can only be judged while nothing else runs: the load average is part of the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.load import load_config
+from pipeline import api, open_run
+from pipeline.job import Executor, Job, Silent
+from pipeline.sources.file import VideoItem
+from pipeline.store import Manifest, RunWriter
+from tests.e2e.clips import write_clip
+from tests.flow.many import track_many
+from tests.flow.worlds import ROOT
+from workers.units import UnitProgress
+
+RESULTS = Path(__file__).parent / "results"
+CONFIG = load_config(None, ["prompts=[red circle, blue square]", "device.threads=1", "device.name=cpu"])
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One contestant's turn."""
+
+    name: str
+    frames_per_s: float
+    """From when all its workers were up."""
+    start_up_s: float
+    """Until then, the executor's own start included."""
+    seconds: float
+
+
+class _Clock:
+    """Passes an executor's events on and notes when all workers have spoken, and what was done until then."""
+
+    def __init__(self, executor: Executor, started: float) -> None:
+        self._executor, self._started = executor, started
+        self.num_workers, self.num_retries = executor.num_workers, 0
+        self.up_s = self.end_s = 0.0
+        self._heard: set[str] = set()
+        self._done: dict[str, int] = {}
+        self.done_before = 0
+
+    def run(self, todo: Any, units: Path) -> Any:
+        """See :class:`pipeline.job.Executor`."""
+        for event in self._executor.run(todo, units):
+            self.end_s = time.perf_counter() - self._started
+            if isinstance(event, UnitProgress) and not self.up_s:
+                self._heard.add(event.key)
+                self._done[event.key] = event.num_done
+                if len(self._heard) >= self.num_workers:
+                    self.up_s, self.done_before = self.end_s, sum(self._done.values())
+            yield event
+
+    def close(self) -> None:
+        """See :class:`pipeline.job.Executor`."""
+        self._executor.close()
+
+
+def turn(name: str, clips: Sequence[VideoItem], placement: api.Placement, out: Path) -> Rate:
+    """Track the clips and time it."""
+    started = time.perf_counter()
+    clock = _Clock(api.open_executor(CONFIG, clips, placement), started)
+    try:
+        manifest = Manifest("0", {"fingerprint": "f"}, list(CONFIG.prompts), [], "d")
+        done = Job(CONFIG, RunWriter.create(out, manifest, ""), clock).execute(clips, Silent())
+    finally:
+        clock.close()
+    frames = done.counts["frames"] - clock.done_before
+    return Rate(name, frames / (clock.end_s - clock.up_s), clock.up_s, clock.end_s)
+
+
+def scaling(folder: Path, num_clips: int, num_frames: int) -> dict[str, Any]:
+    """Local, one and two Ray workers in turns."""
+    from workers.ray_session import connect
+
+    contestants = {"off": api.Placement(), "ray 1": api.Placement("auto", 1), "ray 2": api.Placement("auto", 2)}
+    session = connect("local", num_cpus=2)
+    rounds, equal = [], True
+    clips = [write_clip(folder / f"c{i:02d}.mp4", num_frames=num_frames) for i in range(num_clips)]
+    for number in range(ROUNDS):
+        items = [VideoItem(c.stem, str(c)) for c in clips[number::ROUNDS]]
+        outs = {name: folder / f"{name}-{number}" for name in contestants}
+        rounds.append([turn(name, items, place, outs[name]) for name, place in contestants.items()])
+        tables = [open_run(out).table() for out in outs.values()]
+        equal = equal and all(t.equals(tables[0]) for t in tables)
+        print(json.dumps({"load": os.getloadavg()[0], "round": [asdict(r) for r in rounds[-1]]}), flush=True)
+    store = object_store()
+    session.close()
+    rates = [{r.name: r.frames_per_s for r in turns} for turns in rounds]
+    return {
+        "rows_equal": equal,
+        "two_workers_over_one": statistics.median(r["ray 2"] / r["ray 1"] for r in rates),
+        "ray_one_over_off": statistics.median(r["ray 1"] / r["off"] for r in rates),
+        "frames_per_s": {name: statistics.median(r[name] for r in rates) for name in contestants},
+        "start_up_s": {r.name: r.start_up_s for r in rounds[0]},
+        "object_store": store,
+        "rounds": [[asdict(r) for r in turns] for turns in rounds],
+    }
+
+
+def object_store() -> dict[str, float]:
+    """Megabytes that lie in the connected cluster's store, and that were spilled from it so far."""
+    from ray._private.internal_api import memory_summary
+
+    text = memory_summary(stats_only=True)
+    found = {"in_store_mb": r"Plasma memory usage ([\d.]+) MiB", "spilled_mb": r"Spilled ([\d.]+) MiB"}
+    matches = {name: re.search(pattern, text) for name, pattern in found.items()}
+    return {name: float(match[1]) if match else 0.0 for name, match in matches.items()}
+
+
+def schedule(folder: Path, mean_s: float) -> dict[str, Any]:
+    """The simulated cluster, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.flow.simulated", "--mean-s", str(mean_s)]
+    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return {**found, "makespan_over_ideal": found["makespan_s"] / found["ideal_s"]}
+
+
+def many(folder: Path, count: int) -> dict[str, Any]:
+    """Very many entries, on Ray with two workers."""
+    outcome = track_many(folder / "many", count, "--ray", "local", "--workers", "2")
+    statuses = {v.video_id: v.status for v in open_run(folder / "many" / "run").videos}
+    return {
+        "entries": count,
+        "right_statuses": statuses == outcome.expected,
+        "broken": sum(s == "failed" for s in outcome.expected.values()),
+        "exit_code": outcome.exit_code,
+        "seconds": outcome.seconds,
+        "driver_peak_rss_mb": outcome.peak_rss_mb,
+    }
+
+
+def main() -> None:
+    """Measure, print, and write what was measured."""
+    parser = argparse.ArgumentParser(description="Jobs on Ray: scaling, schedule, many clips.")
+    parser.add_argument("parts", nargs="*", default=["scaling", "schedule", "many"])
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--frames", type=int, default=300)
+    parser.add_argument("--entries", type=int, default=1000)
+    parser.add_argument("--mean-s", type=float, default=1.0, help="mean length of a simulated video")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the table and the numbers are written")
+    options = parser.parse_args()
+    parts: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "scaling": lambda folder: scaling(folder, options.clips, options.frames),
+        "schedule": lambda folder: schedule(folder, options.mean_s),
+        "many": lambda folder: many(folder, options.entries),
+    }
+    path = options.results / "distributed.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.parts:
+        before = os.getloadavg()[0]
+        with tempfile.TemporaryDirectory() as folder:
+            measured = parts[name](Path(folder))
+        found[name] = {**measured, "load_average": [round(before, 1), round(os.getloadavg()[0], 1)]}
+        write(options.results, found)
+    print(table(found))
+
+
+def write(folder: Path, found: dict[str, Any]) -> None:
+    """The numbers as JSON, and as a table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "distributed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    command = "`uv run python -m benchmarks.distributed`"
+    (folder / "distributed.md").write_text(f"# Jobs on Ray\n\n{command}\n\n{table(found)}\n", encoding="utf-8")
+
+
+_ROWS = (
+    ("scaling", "two_workers_over_one", "2 Ray workers over 1, frames/s", ">= 1.7"),
+    ("scaling", "ray_one_over_off", "1 Ray worker over `--ray off`, frames/s", "> 0.9"),
+    ("scaling", "rows_equal", "rows of all three equal", "yes"),
+    ("scaling", "frames_per_s", "frames/s", ""),
+    ("scaling", "start_up_s", "start-up, s (not counted)", ""),
+    ("scaling", "object_store", "object store", "nothing spilled"),
+    ("schedule", "places", "GPUs with a worker, of 8", "8"),
+    ("schedule", "at_once_on_a_place", "units at once on one GPU", "1"),
+    ("schedule", "makespan_over_ideal", "makespan of 200 uneven videos over ideal", "<= 1.15"),
+    ("many", "entries", "entries", "1000"),
+    ("many", "right_statuses", "each with the right status", "yes"),
+    ("many", "exit_code", "exit code", "1"),
+    ("many", "seconds", "seconds", ""),
+    ("many", "driver_peak_rss_mb", "driver's peak memory, MB", "< 1000"),
+)
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown."""
+    rows = ["| part | what | measured | wanted | load average |", "|---|---|---|---|---|"]
+    for part, key, what, wanted in _ROWS:
+        if part in found:
+            load = " to ".join(map(str, found[part]["load_average"]))
+            rows.append(f"| {part} | {what} | {_shown(found[part][key])} | {wanted} | {load} |")
+    return "\n".join(rows)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_shown(v)}" for name, v in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()
