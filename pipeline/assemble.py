@@ -17,7 +17,8 @@ from pipeline import stitch
 from pipeline.decode import redact
 from pipeline.results import FrameResult
 from pipeline.store import ROW_SCHEMA, VideoEntry, VideoWriter, frames_of_parts, may_go_on
-from workers.units import UnitReport, publish
+from workers.units import LOOKS, UnitReport, publish
+from workers.video_state import read_looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ class Assembler:
     def _stitch(self, reports: Sequence[UnitReport], target: Path) -> tuple[int, list[dict[str, Any]]]:
         """Write the stitched rows to ``target``, atomically; returns the number of masklets and the links."""
         spans = stitch.core_spans([(r.start, r.stop) for r in reports])
-        collectors = [stitch.TrackletCollector(s.ordinal) for s in spans]
+        looks = [read_looks(self.units / r.key / LOOKS) for r in reports]
+        collectors = [stitch.TrackletCollector(s.ordinal, known) for s, known in zip(spans, looks, strict=True)]
         for collector, report in zip(collectors, reports, strict=True):
             for result in self._frames(report):
                 collector.add(result)
@@ -117,7 +119,8 @@ def _link_row(link: stitch.Link, numbers: Mapping[tuple[int, int], int]) -> dict
         "frame": link.frame,
         "kind": link.kind,
         "confidence": link.confidence,
-        "weak": link.confidence < stitch.WEAK_CONFIDENCE,
+        "rival": link.rival,
+        "weak": link.is_weak,
     }
 
 

@@ -42,6 +42,8 @@ class _Scan:
     """What one pass over the packets saw, in storage order."""
 
     pts: list[int | None] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    """Bytes of each packet in ``pts``."""
     key_pts: list[int] = field(default_factory=list)
     num_packets: int = 0
     num_discarded: int = 0
@@ -90,6 +92,7 @@ def _scan(container: InputContainer, stream: VideoStream) -> _Scan:
         scan.first = _try_decode(stream, None)
     if scan.is_last_corrupt and len(scan.pts) > 1:  # the file ends inside this frame: it is not there
         scan.pts.pop()
+        scan.sizes.pop()
         scan.num_packets -= 1
     return scan
 
@@ -105,6 +108,7 @@ def _note_packet(scan: _Scan, packet: Packet[Any], codec: str) -> None:
         scan.num_hidden += 1
     else:
         scan.pts.append(packet.pts)
+        scan.sizes.append(packet.size)
 
 
 def _is_hidden(packet: Packet[Any], codec: str) -> bool:
@@ -140,6 +144,7 @@ def _table(
         decord_ok=not reason,
         decord_reason=reason,
         keyframes=np.unique(np.array(scan.key_pts, np.int64)),
+        packet_bytes=_packet_bytes(scan, pts) if is_indexed else np.zeros(0, np.int64),
         is_indexed=is_indexed,
         num_declared=stream.frames or (len(pts) + missing if missing else None),
         num_missing=missing,
@@ -168,6 +173,12 @@ def _presentation_times(
     if bool(np.any(np.diff(pts) == 0)) or first.pts is None:
         return pts, time_base, False
     return pts[pts >= max([first.pts, *scan.key_pts[:1]])], time_base, True
+
+
+def _packet_bytes(scan: _Scan, pts: Int64Array) -> Int64Array:
+    """``(n,)`` sizes in presentation order; ``pts`` identify frames."""
+    size_of = dict(zip(scan.pts, scan.sizes, strict=True))
+    return np.array([size_of[p] for p in pts.tolist()], np.int64)
 
 
 def _missing(

@@ -93,6 +93,8 @@ class FrameTable:
     """Why decord may not decode this source; empty if it may."""
     keyframes: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     """``(k,)`` ascending pts of the frames where decoding can start, shown or not."""
+    packet_bytes: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    """``(n,)`` compressed size of every frame, a free measure of how much moves; empty if not known."""
     is_indexed: bool = True
     """False: pts are missing or ambiguous, so frames are found by counting from the start."""
     num_declared: int | None = None

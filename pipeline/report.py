@@ -100,3 +100,18 @@ def _problems(manifest: Manifest, limit: int = 10) -> list[Text]:
     bad = [v for v in manifest.videos if v.status != "done"]
     lines = [Text(f"{v.status}: {v.video_id}: {v.error}", style="yellow") for v in bad[:limit]]
     return [*lines, *([Text(f"... and {len(bad) - limit} more in manifest.json")] if len(bad) > limit else [])]
+
+
+def _weak_links(manifest: Manifest, limit: int = 10) -> list[Text]:
+    """Stitches that somebody should look at, the weakest first."""
+    weak = [(link["confidence"], v.video_id, link) for v in manifest.videos for link in v.links if link["weak"]]
+    weak.sort(key=lambda item: item[:2])
+    lines = [
+        Text(
+            f"check: {video_id}: masklet {link['masklet_id']} at frame {link['frame']} was joined across a cut with "
+            f"confidence {confidence:.2f} ({link['kind']})",
+            style="yellow",
+        )
+        for confidence, video_id, link in weak[:limit]
+    ]
+    return [*lines, *([Text(f"... and {len(weak) - limit} more weak links in manifest.json")] if weak[limit:] else [])]

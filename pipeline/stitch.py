@@ -11,7 +11,7 @@ Everything here is a pure function of the chunks' rows: ids depend neither on wo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -26,8 +26,15 @@ MIN_OVERLAP_IOU = 0.2
 """Masks over the whole overlap must agree at least so much: two views of one object do far better, neighbours worse."""
 MIN_GAP_SCORE = 0.35
 """A hidden object is taken up again only above this; below, a new id is the smaller error."""
+SAME_LOOK = 0.88
+"""Cosine above which looks are no argument against a link (:mod:`trackers.appearance`: 98 % of the same things)."""
+OTHER_LOOK = 0.6
+"""Cosine at which looks rule a link out. Below where 98 % of other things are (0.79): a look taken while half hidden is
+of few pixels, and between two candidates the linear part decides."""
 WEAK_CONFIDENCE = 0.6
 """Links below are listed for review."""
+RIVAL_SHARE = 0.8
+"""... and those that another candidate for one of their ends comes so close to."""
 _OVERLAP_BONUS = 1.0
 """Added to overlap links' gain: pixels outrank guesses about motion."""
 _TAIL_FRAMES = 12
@@ -62,8 +69,10 @@ class Tracklet:
     tail_frames: NDArray[np.int64]
     """``(K,)`` its last frames, ascending."""
     tail_xyxy: Float32Array
-    appearance: Float32Array | None = None
-    """``(D,)`` unit vector, if the tracker has one."""
+    head_look: Float32Array | None = None
+    """``(D,)`` unit vector of how it looked when it came, if the tracker knows."""
+    tail_look: Float32Array | None = None
+    """``(D,)`` how it looked when it was last seen."""
 
     @property
     def first(self) -> int:
@@ -90,6 +99,13 @@ class Link:
     """0..1: mask IoU over the overlap, or the gap score."""
     frame: int
     """The first frame of the next chunk's rows that the link vouches for."""
+    rival: float = 0.0
+    """Confidence of the best other candidate of this kind for either end."""
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether somebody should look at it."""
+        return self.confidence < WEAK_CONFIDENCE or self.rival > RIVAL_SHARE * self.confidence
 
 
 def core_spans(ranges: Sequence[tuple[int, int]]) -> list[ChunkSpan]:
@@ -109,8 +125,8 @@ def core_spans(ranges: Sequence[tuple[int, int]]) -> list[ChunkSpan]:
 class TrackletCollector:
     """Keeps the ends of every tracklet of a chunk while its frames stream by."""
 
-    def __init__(self, chunk: int, appearances: Mapping[int, Float32Array] | None = None) -> None:
-        self._chunk, self._appearances = chunk, appearances or {}
+    def __init__(self, chunk: int, looks: Mapping[int, tuple[Float32Array, Float32Array]] | None = None) -> None:
+        self._chunk, self._looks = chunk, looks or {}
         self._ends: dict[int, tuple[str, list[tuple[int, Float32Array]], list[tuple[int, Float32Array]]]] = {}
 
     def add(self, result: FrameResult) -> None:
@@ -125,7 +141,7 @@ class TrackletCollector:
     def tracklets(self) -> list[Tracklet]:
         """All tracklets seen, by id."""
         return [
-            Tracklet(self._chunk, i, prompt, *_columns(head), *_columns(tail), self._appearances.get(i))
+            Tracklet(self._chunk, i, prompt, *_columns(head), *_columns(tail), *self._looks.get(i, (None, None)))
             for i, (prompt, head, tail) in sorted(self._ends.items())
         ]
 
@@ -193,9 +209,11 @@ def gap_score(earlier: Tracklet, later: Tracklet, max_gap_frames: int) -> float:
 
 
 def _appearance(a: Tracklet, b: Tracklet) -> float:
-    if a.appearance is None or b.appearance is None:
+    """1 for what looks the same or is not known, 0 for what looks like something else, linear between."""
+    if a.tail_look is None or b.head_look is None:
         return 1.0
-    return max(float(a.appearance @ b.appearance), 0.0)
+    cosine = float(a.tail_look @ b.head_look)
+    return float(np.clip((cosine - OTHER_LOOK) / (SAME_LOOK - OTHER_LOOK), 0.0, 1.0))
 
 
 def _centre(xyxy: Float32Array) -> Float32Array:
@@ -243,7 +261,17 @@ def link(
         if value > gain[cell]:
             gain[cell], best[cell] = value, candidate
     rows, columns = linear_sum_assignment(gain, maximize=True)
-    return [best[r, c] for r, c in zip(rows.tolist(), columns.tolist(), strict=True) if (r, c) in best]
+    chosen = [best[r, c] for r, c in zip(rows.tolist(), columns.tolist(), strict=True) if (r, c) in best]
+    return [replace(k, rival=_rival(k, candidates)) for k in chosen]
+
+
+def _rival(link: Link, candidates: Sequence[Link]) -> float:
+    def is_rival(other: Link) -> bool:
+        same_tail = (other.chunk, other.track_id) == (link.chunk, link.track_id)
+        same_head = (other.next_chunk, other.next_track_id) == (link.next_chunk, link.next_track_id)
+        return other.kind == link.kind and same_tail != same_head
+
+    return max((c.confidence for c in candidates if is_rival(c)), default=0.0)
 
 
 def _overlap_links(spans: Sequence[ChunkSpan], overlaps: Sequence[Mapping[tuple[int, int], float]]) -> Iterator[Link]:

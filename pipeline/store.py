@@ -84,7 +84,7 @@ class VideoEntry:
     chunks: list[tuple[int, int]] = field(default_factory=list)
     """Frame ranges tracked apart and stitched; empty for a video tracked in one piece."""
     links: list[dict[str, Any]] = field(default_factory=list)
-    """Stitches: ``masklet_id, frame, kind (overlap|gap), confidence, weak``."""
+    """Stitches: ``masklet_id, frame, kind (overlap|gap), confidence, rival, weak`` (weak ones deserve a look)."""
     source_fingerprint: str = ""
     """What the source was when it was tracked; :func:`workers.units.fingerprint`."""
     prompts: list[str] | None = None

@@ -153,11 +153,42 @@ def test_phrases_never_mix() -> None:
 def test_appearance_speaks_against_a_look_at_the_same_place() -> None:
     box = np.array([[0, 0, 9, 9]], np.float32)
     one, other = np.eye(2, dtype=np.float32)
-    a = stitch.Tracklet(0, 1, "cat", np.array([5]), box, np.array([5]), box, one)
-    same = stitch.Tracklet(1, 1, "cat", np.array([8]), box, np.array([8]), box, one)
-    different = stitch.Tracklet(1, 2, "cat", np.array([8]), box, np.array([8]), box, other)
+    # What it looked like at the far ends does not matter: things change.
+    a = stitch.Tracklet(0, 1, "cat", np.array([5]), box, np.array([5]), box, other, one)
+    same = stitch.Tracklet(1, 1, "cat", np.array([8]), box, np.array([8]), box, one, other)
+    different = stitch.Tracklet(1, 2, "cat", np.array([8]), box, np.array([8]), box, other, one)
     assert stitch.gap_score(a, same, 50) == pytest.approx(1.0)
     assert stitch.gap_score(a, different, 50) == 0.0
+
+
+def look(angle_deg: float) -> np.ndarray:
+    return np.array([np.cos(np.deg2rad(angle_deg)), np.sin(np.deg2rad(angle_deg))], np.float32)
+
+
+def lone(chunk: int, track_id: int, frame: int, x: float, angle_deg: float | None) -> stitch.Tracklet:
+    """A tracklet of one row at ``x`` that looks like the angle."""
+    box = np.array([[x, 0, x + 20, 20]], np.float32)
+    looks = (None, None) if angle_deg is None else (look(angle_deg), look(angle_deg))
+    return stitch.Tracklet(chunk, track_id, "cat", np.array([frame]), box, np.array([frame]), box, *looks)
+
+
+@pytest.mark.parametrize(("angles", "winner"), [((0, 38, 5), 2), ((None, None, None), 1)])
+def test_a_wrong_looking_candidate_at_a_better_place_loses(angles: tuple[float | None, ...], winner: int) -> None:
+    spans = stitch.core_spans([(0, 34), (26, 60)])
+    hidden = lone(0, 1, 20, 0.0, angles[0])
+    near, far = lone(1, 1, 40, 2.0, angles[1]), lone(1, 2, 40, 14.0, angles[2])
+    assert stitch.link(spans, [hidden, near, far], [{}], 50)[0].next_track_id == winner
+
+
+def test_a_link_with_a_close_rival_is_weak() -> None:
+    spans = stitch.core_spans([(0, 34), (26, 60)])
+    hidden, near, alike = lone(0, 1, 20, 10.0, None), lone(1, 1, 40, 10.0, None), lone(1, 2, 40, 13.0, None)
+    (alone,) = stitch.link(spans, [hidden, near], [{}], 50)
+    assert (alone.confidence, alone.rival, alone.is_weak) == (1.0, 0.0, False)
+    (disputed,) = stitch.link(spans, [hidden, near, alike], [{}], 50)
+    assert disputed.next_track_id == 1
+    assert disputed.rival > 0.9
+    assert disputed.is_weak
 
 
 @pytest.mark.parametrize("ranges", [[(0, 10)], [(0, 10), (6, 20)], [(3, 11), (8, 19), (17, 40)]])

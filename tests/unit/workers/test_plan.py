@@ -15,12 +15,29 @@ from pipeline.types import VideoInfo
 from workers.plan import chunk_ranges, frame_range
 
 
-def table(n: int = 300, fps: int = 30, keys: tuple[int, ...] = (0,), offset: int = 0, jitter: int = 0) -> FrameTable:
+def table(
+    n: int = 300,
+    fps: int = 30,
+    keys: tuple[int, ...] = (0,),
+    offset: int = 0,
+    jitter: int = 0,
+    sizes: np.ndarray | None = None,
+) -> FrameTable:
     rng = np.random.default_rng(0)
     pts = offset + 1000 * np.arange(n) + rng.integers(0, jitter + 1, n)
     info = VideoInfo("v.mp4", 64, 48, Fraction(fps), n, n / fps, 0)
     return FrameTable(
-        info, "v", "v.mp4", pts, Fraction(1, 1000 * fps), "mov", "h264", True, "", keyframes=pts[list(keys)]
+        info,
+        "v",
+        "v.mp4",
+        pts,
+        Fraction(1, 1000 * fps),
+        "mov",
+        "h264",
+        True,
+        "",
+        keyframes=pts[list(keys)],
+        packet_bytes=np.zeros(0, np.int64) if sizes is None else sizes,
     )
 
 
@@ -67,6 +84,33 @@ def test_cuts_move_to_a_keyframe_in_reach() -> None:
     moved = chunk_ranges(ChunkConfig(length="4s", overlap="2s"), SamplingConfig(), table(keys=(0, 110, 200)))
     assert [r[0] for r in plain] == [0, 120]
     assert [r[0] for r in moved] == [0, 110]
+
+
+def starts(sizes: np.ndarray, keys: tuple[int, ...], stride: int = 1) -> list[int]:
+    chunk = ChunkConfig(length="4s", overlap="1s")
+    return [r[0] for r in chunk_ranges(chunk, SamplingConfig(stride=stride), table(keys=keys, sizes=sizes))]
+
+
+def test_cuts_move_to_where_little_moves() -> None:
+    sizes = np.where(np.arange(300) % 3, 2000, 8000)  # the rhythm of B-frames
+    sizes[[0, 100, 200]] = 90_000  # keyframes as encoders set them: large, and not a reason
+    assert starts(sizes, (0, 100, 200)) == [0, 120, 240]
+    calm = sizes.copy()
+    calm[112:143] //= 10
+    assert starts(calm, (0, 100, 200)) == [0, 112, 240]
+    assert starts(calm, (0, 100, 200), stride=5) == [0, 110, 240]
+    calm[210:241] //= 10  # out of reach of 240 s but for its end
+    assert 225 <= starts(calm, (0, 100, 200))[2] < 240
+
+
+def test_the_handover_moves_to_a_scene_cut() -> None:
+    sizes = np.full(300, 3000)
+    sizes[120:152] = 100  # calmer, but a cut is better still
+    cut = (0, 100, 128, 228)  # 128 came early: after it the count starts again
+    ranges = chunk_ranges(ChunkConfig(length="4s", overlap="1s"), SamplingConfig(), table(keys=cut, sizes=sizes))
+    handover = (ranges[1][0] + ranges[0][1]) // 2
+    assert starts(sizes, (0, 64, 128, 192, 256))[1] == 120
+    assert abs(handover - 128) <= 1
 
 
 def test_a_short_rest_joins_the_piece_before() -> None:
