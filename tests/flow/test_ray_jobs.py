@@ -96,6 +96,7 @@ def faulty_run(world: World, folder: Path, faults: dict[str, str], **options: An
     return done, executor
 
 
+@pytest.mark.slow  # silence takes its time; the retry itself is in the next one
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_hangs_or_is_out_of_memory_costs_one_attempt(world: World, tmp_path: Path) -> None:
     manifest, executor = faulty_run(world, tmp_path, {"v1": "hang once", "v2": "memory once"}, silence_s=20.0)
@@ -148,7 +149,7 @@ def test_a_share_is_one_node_with_room_for_worker_and_decoder() -> None:
         ray.util.remove_placement_group(group)
 
 
-@pytest.mark.parametrize("where", ["off", "ray"])
+@pytest.mark.parametrize("where", ["off", pytest.param("ray", marks=pytest.mark.slow)])
 def test_ctrl_c_commits_exits_130_and_resumes(world: World, cluster: Any, tmp_path: Path, where: str) -> None:
     options = ["--ray", cluster.address, "--workers", "2"] if where == "ray" else []
     run = tmp_path / "run"
