@@ -166,6 +166,7 @@ class Adaptive:
             det_size=np.sqrt(side[:, 0] * side[:, 1]),
             prompt=self._lifecycle.prompt_ids,
             centre=path.centre,
+            last_centre=(path.box[:, :2] + path.box[:, 2:]) / 2,
             size=path.size,
             iou=survey.iou[:n, n:],
             rival_iou=survey.iou[n:, n:].copy(),
@@ -289,7 +290,8 @@ class Adaptive:
         """Place, look and clocks after this frame."""
         path, shows = self.trajectories, verdict.shows
         seen = np.flatnonzero(shows >= 0)
-        path.correct(seen, box[shows[seen]].astype(np.float64))
+        path.box[seen] = box[shows[seen]]
+        path.correct(np.flatnonzero((shows >= 0) & ~verdict.is_merged))
         path.unseen = np.where(verdict.claimed >= 0, 0, path.unseen + detector_ran)
         path.since_attention += 1
         path.since_attention[attended] = 0

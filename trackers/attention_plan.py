@@ -33,6 +33,8 @@ _LOST_DISCOUNT = 0.85
 """What is in sight comes first where the evidence is equal."""
 _UNLIKE_DISCOUNT = 0.3
 """Weight of mere overlap where the look says otherwise."""
+_STAYS_DISCOUNT = 0.5
+"""Weight of where an object in sight was last, beside where it should be by now."""
 _MIN_AFFINITY = 0.15
 _JUMPED_IOU = 0.3
 """A tracked mask with this overlap with another object's detection has jumped to it."""
@@ -72,6 +74,8 @@ class Outlook:
     """``(M,)``"""
     centre: Float64Array
     """``(M, 2)`` predicted."""
+    last_centre: Float64Array
+    """``(M, 2)`` of the last masks."""
     size: Float64Array
     """``(M,)``"""
     iou: Float32Array
@@ -120,12 +124,16 @@ def who_attends(seen: Outlook, config: TrackerConfig) -> tuple[Int64Array, Int64
 
 def _has_rivals(seen: Outlook, iou: Float32Array, best: Int64Array) -> BoolArray:
     """``(M,)`` a second detection on the object, a second object on its detection, or an object in its place."""
-    near = (seen.rival_iou >= _RIVAL_IOU) & (seen.prompt[:, None] == seen.prompt[None])
-    near &= (seen.unseen <= 1)[:, None]  # where a lost object may be is a guess
-    np.fill_diagonal(near, False)
     detections = (iou >= _RIVAL_IOU).sum(0) > 1
-    claimants = np.append((iou * (seen.unseen <= 1) >= _RIVAL_IOU).sum(1), 0)[best] > 1
-    return np.asarray(near.any(0) | detections | claimants)
+    claimants = np.append((iou >= _RIVAL_IOU).sum(1), 0)[best] > 1
+    return np.asarray(_neighbours(seen).any(0) | detections | claimants)
+
+
+def _neighbours(seen: Outlook) -> BoolArray:
+    """``(M, M)`` other objects of the same phrase whose predicted masks overlap; lost ones included."""
+    near = (seen.rival_iou >= _RIVAL_IOU) & (seen.prompt[:, None] == seen.prompt[None])
+    np.fill_diagonal(near, False)
+    return np.asarray(near)
 
 
 def affinity(seen: Outlook, tracked_iou: Float32Array, config: TrackerConfig) -> Float64Array:
@@ -137,9 +145,9 @@ def affinity(seen: Outlook, tracked_iou: Float32Array, config: TrackerConfig) ->
     Half place, half look. Place is the better of overlap and nearness; nearness falls to 0 at a reach that grows with
     the square root of the frames unseen. What looks unlike needs a clear overlap and yields to everyone else.
     """
-    distance = np.linalg.norm(seen.det_centre[:, None] - seen.centre[None], axis=2)
-    reach = _REACH_PER_SIZE * seen.size * np.sqrt(1.0 + seen.unseen)
-    nearness = 1 - distance / np.maximum(reach, 1e-6)
+    nearness = _nearness(seen, seen.centre)
+    stays = np.where(seen.unseen == 0, _STAYS_DISCOUNT * _nearness(seen, seen.last_centre), 0)
+    nearness = np.maximum(nearness, stays)
     ratio = seen.det_size[:, None] / np.maximum(seen.size, 1e-6)[None]
     fits = np.maximum(ratio, 1 / np.maximum(ratio, 1e-6)) <= _MAX_SIZE_RATIO
     overlap = np.maximum(seen.iou, tracked_iou).astype(np.float64)
@@ -177,6 +185,8 @@ class Verdict:
     """The object's detection, or -1."""
     agrees: BoolArray
     """Attention found the claimed detection too."""
+    is_merged: BoolArray
+    """Its detection may be a neighbour's as well, who has none: it says nothing of how the object moves."""
     shows: Int64Array
     """Candidate that is the object's mask, or -1: N detections, then the A masks that attention found."""
 
@@ -204,7 +214,19 @@ def judge(seen: Outlook, reason: Int64Array, rests: Int64Array, tracked: Tracked
     weak = np.append(seen.det_score, 0)[claimed] < config.recondition_score
     by_claim = np.where(weak & agrees, found, claimed)
     shows = np.where(claimed >= 0, by_claim, np.where(credible, found, -1))
-    return Verdict(reason, claimed, agrees & (claimed >= 0), shows)
+    merged = _merged(seen, claimed)
+    return Verdict(reason, claimed, agrees & (claimed >= 0), merged, shows)
+
+
+def _merged(seen: Outlook, claimed: Int64Array) -> BoolArray:
+    """``(M,)`` objects with a detection near where they should be, beside a neighbour without one.
+
+    When two look-alikes pass, one detection covers both for a while. Let it stop neither: who comes out on which side
+    is told by how both went in.
+    """
+    beside = (_neighbours(seen) & (claimed < 0)[:, None]).any(0) & (claimed >= 0)
+    padded = np.concatenate([_nearness(seen, seen.centre), np.zeros((1, len(claimed)))])
+    return np.asarray(beside & (padded[claimed, np.arange(len(claimed))] > 0))
 
 
 def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: TrackerConfig) -> BoolArray:
@@ -218,6 +240,13 @@ def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: Trac
     taken = np.unique(claimed[claimed >= 0])
     jumped = ((tracked.det_iou[taken] >= _JUMPED_IOU) & seen.same_prompt[taken][:, rows]).any(0)
     return np.asarray(tracked.is_there & near & recent & ~jumped & (tracked.likeness >= config.same_look))
+
+
+def _nearness(seen: Outlook, centre: Float64Array) -> Float64Array:
+    """``(N, M)`` 1 at ``centre`` ``(M, 2)``, 0 at an object's reach, negative beyond."""
+    distance = np.linalg.norm(seen.det_centre[:, None] - centre[None], axis=2)
+    reach = _REACH_PER_SIZE * seen.size * np.sqrt(1.0 + seen.unseen)
+    return np.asarray(1 - distance / np.maximum(reach, 1e-6))
 
 
 def claims(seen: Outlook, rests: Int64Array, tracked_iou: Float32Array, config: TrackerConfig) -> Int64Array:

@@ -75,12 +75,11 @@ class Trajectories:
         last = (self.box[:, :2] + self.box[:, 2:]) / 2
         return np.rint(self.centre - last).astype(np.int64)
 
-    def correct(self, rows: Int64Array, boxes: NDArray[np.float64]) -> None:
-        """Objects ``rows`` are at ``boxes`` ``(n, 4)`` on this frame."""
+    def correct(self, rows: Int64Array) -> None:
+        """Objects ``rows`` have moved to their ``box``."""
         if len(rows):
-            measured = kalman.measure(boxes)
+            measured = kalman.measure(self.box[rows])
             self.mean[rows], self.covariance[rows] = kalman.update(self.mean[rows], self.covariance[rows], measured)
-            self.box[rows] = boxes
 
     def keep(self, rows: BoolArray) -> None:
         """Forget all other rows."""

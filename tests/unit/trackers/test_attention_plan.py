@@ -1,0 +1,175 @@
+"""Who rests, who attends, whose detection is whose: no model, no masks, one frame at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.schema import TrackerConfig
+from trackers.attention_plan import Outlook, Reason, Tracked, claims, judge, who_attends
+
+CONFIG = TrackerConfig(mode="adaptive", refresh_every_frames=10, hide_after_frames=3)
+
+
+def outlook(objects: list[dict[str, Any]], dets: list[dict[str, Any]], **changes: Any) -> Outlook:
+    """Objects and detections of 10 px side; ``look`` is an angle in degrees, overlap that of equal squares."""
+
+    def column(rows: list[dict[str, Any]], name: str, default: Any, dtype: Any) -> Any:
+        return np.array([row.get(name, default) for row in rows], dtype)
+
+    at, det_at = (np.array([row["at"] for row in rows], np.float64).reshape(-1, 2) for rows in (objects, dets))
+    look, det_look = (np.deg2rad(column(rows, "look", 0, np.float64)) for rows in (objects, dets))
+    return Outlook(
+        det_score=column(dets, "score", 0.9, np.float32),
+        det_prompt=column(dets, "prompt", 0, np.int16),
+        det_centre=det_at,
+        det_size=np.full(len(dets), 10.0),
+        prompt=column(objects, "prompt", 0, np.int16),
+        centre=at,
+        last_centre=at,
+        size=np.full(len(objects), 10.0),
+        iou=_square_iou(det_at, at),
+        rival_iou=_square_iou(at, at),
+        likeness=np.cos(det_look[:, None] - look[None]).astype(np.float32),
+        unseen=column(objects, "unseen", 0, np.int64),
+        since_attention=column(objects, "since", 0, np.int64),
+        **changes,
+    )
+
+
+def _square_iou(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Any:
+    overlap = np.clip(10 - np.abs(a[:, None] - b[None]), 0, None).prod(2)
+    return (overlap / (200 - overlap)).astype(np.float32)
+
+
+def reasons(objects: list[dict[str, Any]], dets: list[dict[str, Any]]) -> list[Reason]:
+    return [Reason(int(r)) for r in who_attends(outlook(objects, dets), CONFIG)[0]]
+
+
+@pytest.mark.parametrize(
+    ("state", "det", "reason"),
+    [
+        ({}, {"at": (51, 50)}, Reason.RESTS),
+        ({}, {"at": (80, 50)}, Reason.UNSEEN),
+        ({}, {"at": (50, 50), "prompt": 1}, Reason.UNSEEN),
+        ({"unseen": 1}, {"at": (50, 50)}, Reason.UNSEEN),
+        ({"unseen": 4}, {"at": (50, 50)}, Reason.SLEEPS),
+        ({}, {"at": (50, 50), "score": 0.6}, Reason.WEAK),
+        ({}, {"at": (55, 50)}, Reason.WEAK),
+        ({}, {"at": (50, 50), "look": 50}, Reason.UNLIKE),
+        ({"since": 10}, {"at": (50, 50)}, Reason.REFRESH),
+    ],
+)
+def test_one_object_and_one_detection(state: dict[str, Any], det: dict[str, Any], reason: Reason) -> None:
+    assert reasons([{"at": (50, 50), **state}], [det]) == [reason]
+
+
+def test_rivals_attend_and_who_is_apart_rests() -> None:
+    objects = [{"at": (50, 50)}, {"at": (56, 50)}, {"at": (20, 20)}]
+    dets = [{"at": (50, 50)}, {"at": (56, 50)}, {"at": (20, 20)}]
+    assert reasons(objects, dets) == [Reason.RIVALS, Reason.RIVALS, Reason.RESTS]
+
+
+def test_touching_objects_of_other_phrases_and_neighbours_without_overlap_rest() -> None:
+    objects = [{"at": (50, 50)}, {"at": (61, 50)}, {"at": (50, 50), "prompt": 1}]
+    dets = [{"at": (50, 50)}, {"at": (61, 50)}, {"at": (50, 50), "prompt": 1}]
+    assert reasons(objects, dets) == [Reason.RESTS] * 3
+
+
+def test_nothing_detected_and_nobody_there() -> None:
+    assert reasons([{"at": (50, 50)}], []) == [Reason.UNSEEN]
+    assert reasons([], [{"at": (50, 50)}]) == []
+
+
+def claim(objects: list[dict[str, Any]], dets: list[dict[str, Any]]) -> list[int]:
+    seen = outlook(objects, dets)
+    none = np.full(len(objects), -1, np.int64)
+    return claims(seen, none, np.zeros((len(dets), len(objects)), np.float32), CONFIG).tolist()
+
+
+def test_a_lost_object_is_found_where_it_can_be_and_not_elsewhere() -> None:
+    """The reach of a 10 px object is 6 px after one frame and 18 after eight."""
+    lost = {"at": (50, 50), "unseen": 8}
+    assert claim([lost], [{"at": (65, 50)}]) == [0]
+    assert claim([lost], [{"at": (70, 50)}]) == [-1]
+    assert claim([{"at": (50, 50), "unseen": 1}], [{"at": (65, 50)}]) == [-1]
+
+
+def test_a_lost_object_is_not_found_in_what_looks_unlike() -> None:
+    assert claim([{"at": (50, 50), "unseen": 8}], [{"at": (50, 50), "look": 50}]) == [-1]
+
+
+def test_looks_undo_a_swap_at_a_crossing() -> None:
+    """Red is predicted where blue is, and the other way round."""
+    red, blue = {"at": (50, 50), "look": 0}, {"at": (54, 50), "look": 90}
+    assert claim([red, blue], [{"at": (50, 50), "look": 90}, {"at": (54, 50), "look": 0}]) == [1, 0]
+
+
+def test_who_is_in_sight_comes_before_the_lost() -> None:
+    assert claim([{"at": (50, 50), "unseen": 6}, {"at": (50, 50)}], [{"at": (50, 50)}]) == [-1, 0]
+
+
+def tracked(rows: list[int], dets: int, **changes: Any) -> Tracked:
+    count = len(rows)
+    made = {
+        "rows": np.array(rows, np.int64),
+        "det_iou": np.zeros((dets, count), np.float32),
+        "centre": np.full((count, 2), 50.0),
+        "likeness": np.ones(count, np.float32),
+        "is_there": np.ones(count, bool),
+    }
+    return Tracked(**made | changes)
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "shown"),
+    [
+        ({}, {}, True),
+        ({"unseen": 2}, {}, True),
+        ({"unseen": 3}, {}, False),
+        ({}, {"likeness": np.float32([0.5])}, False),
+        ({}, {"centre": np.array([[90.0, 50.0]])}, False),
+        ({}, {"is_there": np.array([False])}, False),
+    ],
+)
+def test_what_attention_finds_without_a_detection_must_be_credible(
+    state: dict[str, Any], changes: dict[str, Any], shown: bool
+) -> None:
+    seen = outlook([{"at": (50, 50), **state}], [])
+    reason, rests = who_attends(seen, CONFIG)
+    verdict = judge(seen, reason, rests, tracked([0], 0, **changes), CONFIG)
+    assert verdict.shows.tolist() == [0 if shown else -1]
+
+
+def test_a_mask_that_jumped_to_another_objects_detection_is_not_shown() -> None:
+    seen = outlook([{"at": (50, 50)}, {"at": (62, 50)}], [{"at": (62, 50)}])
+    reason, rests = who_attends(seen, CONFIG)
+    jumped = tracked([0], 1, det_iou=np.float32([[0.9]]), centre=np.array([[54.0, 50.0]]))
+    verdict = judge(seen, reason, rests, jumped, CONFIG)
+    assert verdict.claimed.tolist() == [-1, 0]
+    assert verdict.shows.tolist() == [-1, 0]
+
+
+def test_without_the_detector_attention_is_believed() -> None:
+    seen = outlook([{"at": (50, 50), "unseen": 3}], [], detector_ran=False)
+    reason, rests = who_attends(seen, CONFIG)
+    verdict = judge(seen, reason, rests, tracked([0], 0, likeness=np.float32([0.1])), CONFIG)
+    assert verdict.shows.tolist() == [0]
+
+
+def test_a_weak_detection_yields_to_the_mask_that_attention_found_in_its_place() -> None:
+    for score, shows in ((0.6, 1), (0.9, 0)):
+        seen = outlook([{"at": (50, 50)}], [{"at": (50, 50), "score": score}])
+        verdict = judge(seen, np.array([3]), np.array([-1]), tracked([0], 1, det_iou=np.float32([[0.8]])), CONFIG)
+        assert verdict.shows.tolist() == [shows]
+        assert verdict.agrees.all()
+
+
+def test_one_detection_over_two_stops_neither() -> None:
+    seen = outlook([{"at": (50, 50)}, {"at": (53, 50)}, {"at": (20, 20)}], [{"at": (50, 50)}, {"at": (20, 20)}])
+    reason, rests = who_attends(seen, CONFIG)
+    verdict = judge(seen, reason, rests, tracked([0, 1], 2), CONFIG)
+    assert verdict.claimed.tolist() == [0, -1, 1]
+    assert verdict.is_merged.tolist() == [True, False, False]
