@@ -66,7 +66,7 @@ def connect(address: str, *, num_cpus: int | None = None) -> RaySession:
     try:
         with _kept_signal(signal.SIGTERM):
             ray.init(address=target, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises plain ones too, as when a node is slow to start
         raise UsageError("no Ray cluster answers", str(target), " ".join(str(error).split())[:200]) from error
     return RaySession(is_ours=True)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.flow.worlds import World, make_world
+
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")  # busy machines; read when Ray is imported
 
 
 @pytest.fixture(scope="package")
