@@ -17,7 +17,7 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.job import Executor, Job, ProgressListener, Silent
 from pipeline.results import FrameResult
 from pipeline.sources.file import VideoItem, expand
-from pipeline.store import Manifest, RunWriter, check_reusable, open_run
+from pipeline.store import Manifest, RunWriter, check_reusable, may_go_on, open_run
 from pipeline.types import BoxPrompt
 from workers.local_executor import LocalExecutor
 from workers.phrases import encode_prompts as encode_prompts
@@ -163,7 +163,7 @@ def track_to_run(
     with closing(open_executor(config, items, placement or Placement())) as executor:
         run = RunWriter.create(out, _manifest(config, items), to_yaml(config), resume=resume, overwrite=overwrite)
         manifest = Job(config, run, executor).execute(items, listener or Silent())
-    if all(v.status == "failed" for v in manifest.videos):
+    if all(v.status == "failed" and not may_go_on(v.error) for v in manifest.videos):
         raise SourceError(manifest.videos[0].error or "nothing could be read")
     return manifest
 

@@ -16,7 +16,7 @@ from configs.schema import Config
 from pipeline import stitch
 from pipeline.decode import redact
 from pipeline.results import FrameResult
-from pipeline.store import ROW_SCHEMA, VideoEntry, VideoWriter, frames_of_parts, may_go_on
+from pipeline.store import ROW_SCHEMA, VideoEntry, VideoWriter, cannot_write, frames_of_parts, may_go_on
 from workers.units import LOOKS, UnitReport, publish
 from workers.video_state import read_looks
 
@@ -38,7 +38,8 @@ class Assembler:
     def publish(self, reports: Sequence[UnitReport], uri: str) -> VideoEntry:
         """Make the units' rows the video's and return its entry; the units are gone then.
 
-        A video of several pieces whose one piece failed is ``partial``: the rest is stitched around the hole.
+        A video of several pieces whose one piece failed is ``partial``: the rest is stitched around the hole. Without
+        room for the rows it is ``failed``, and its units stay.
         """
         good = [r for r in reports if r.status != "failed"]
         target = self.run / "masklets" / reports[0].video_id
@@ -50,7 +51,12 @@ class Assembler:
             return entry_of(reports, uri)
         entry = entry_of(reports, uri)
         entry.chunks = [(r.start, r.stop) for r in good]
-        entry.num_masklets, entry.links = self._stitch(good, target)
+        try:
+            entry.num_masklets, entry.links = self._stitch(good, target)
+        except OSError as error:
+            shutil.rmtree(_unfinished(target), ignore_errors=True)
+            entry.status, entry.error = "failed", str(cannot_write(error, self.run))
+            return entry
         if not any(may_go_on(r.error) for r in reports):
             for report in good:
                 shutil.rmtree(self.units / report.key, ignore_errors=True)
@@ -72,7 +78,7 @@ class Assembler:
             overlaps,
             round(self.config.chunk.max_gap_s * fps),
         )
-        temporary = target.with_name(f".{target.name}.stitching")
+        temporary = _unfinished(target)
         shutil.rmtree(temporary, ignore_errors=True)
         count, where = self._write(temporary, spans, links, reports)
         shutil.rmtree(target, ignore_errors=True)
@@ -106,6 +112,10 @@ class Assembler:
             rows = pads.dataset(part, schema=ROW_SCHEMA, format="parquet")
             table = rows.to_table(filter=(frame >= start) & (frame < min(stop, (1 << 31) - 1)))
             yield from frames_of_parts(table, report.video_id, (report.height, report.width))
+
+
+def _unfinished(target: Path) -> Path:
+    return target.with_name(f".{target.name}.stitching")
 
 
 def _rate(report: UnitReport) -> float:

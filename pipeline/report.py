@@ -62,6 +62,7 @@ def table(out: Path, manifest: Manifest) -> RenderableType:
     for phrase, count in masklets_by_phrase(out, manifest).items():
         phrases.add_row(Text(phrase), str(count))
     lines = [Text(""), Text(_sentence(manifest)), *_job_lines(manifest), Text(f"run: {out}"), *_problems(manifest)]
+    lines += _weak_links(manifest)
     return Group(phrases, *lines)
 
 

@@ -245,9 +245,16 @@ class RunWriter:
         return writer
 
     def save(self) -> None:
-        """Write the manifest."""
+        """Write the manifest.
+
+        Raises:
+            RunError: there is no room for it; the old one stands.
+        """
         text = json.dumps(asdict(self.manifest), indent=1, ensure_ascii=False)
-        write_atomically(self.folder / "manifest.json", (text + "\n").encode())
+        try:
+            write_atomically(self.folder / "manifest.json", (text + "\n").encode())
+        except OSError as error:
+            raise cannot_write(error, self.folder) from error
 
     def finished(self, video_id: str) -> bool:
         """Whether this video needs no more work: done, or partial for a reason that a new try would meet again."""
@@ -280,6 +287,11 @@ class RunWriter:
 INTERRUPTED = "interrupted"
 NO_ROOM = "cannot write"
 """How the errors begin that say nothing about the video: a resumed run tries again."""
+
+
+def cannot_write(error: OSError, run: Path) -> RunError:
+    """What to say when the run folder takes no more."""
+    return RunError(f"{NO_ROOM}: {error.strerror or error}", str(run), "make room, then add --resume")
 
 
 def may_go_on(error: str | None) -> bool:
@@ -329,12 +341,17 @@ def _remove_run(folder: Path) -> None:
 
 def _continue(old: Manifest, new: Manifest) -> Manifest:
     """The old manifest, running again; refused when the plan changed."""
+    is_scripted = new.model.get("id", "").startswith("detections:")
     changed = [
         name
         for name, a, b in (
             ("phrases", old.prompts, new.prompts),
             ("--not-text", old.not_prompts, new.not_prompts),
-            ("model weights", old.model.get("fingerprint"), new.model.get("fingerprint")),
+            (
+                "detections" if is_scripted else "model weights",
+                old.model.get("fingerprint"),
+                new.model.get("fingerprint"),
+            ),
             ("configuration", old.config_digest, new.config_digest),
         )
         if a != b

@@ -11,10 +11,10 @@ from types import TracebackType
 
 from configs.schema import Config
 from pipeline import decode
-from pipeline.errors import ConfigError, DeviceError, MaskletError, RunError, SourceChangedError, UsageError
+from pipeline.errors import ConfigError, DeviceError, MaskletError, SourceChangedError, UsageError
 from pipeline.results import FrameResult
 from pipeline.sources.file import VideoItem
-from pipeline.store import INTERRUPTED, NO_ROOM, VideoWriter
+from pipeline.store import INTERRUPTED, VideoWriter, cannot_write
 from pipeline.telemetry import StageTimes
 from pipeline.types import BoxPrompt, Prompts
 from workers.decode_worker import DecodeProcess
@@ -103,8 +103,8 @@ class UnitWorker:
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
-            what = RunError(f"{NO_ROOM}: {error.strerror}", str(units.parent), "make room, then add --resume")
-            yield UnitReport(unit.key, unit.video_id, unit.ordinal, "failed", error=str(what))
+            message = str(cannot_write(error, units.parent))
+            yield UnitReport(unit.key, unit.video_id, unit.ordinal, "failed", error=message)
 
     def _attempt(self, unit: Unit, units: Path) -> Generator[UnitProgress | UnitReport]:
         folder = UnitFolder(units, unit.key)
