@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.flow.worlds import World, make_world
-
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")  # busy machines; read when Ray is imported
 
 
 @pytest.fixture(scope="package")
@@ -25,10 +22,16 @@ def cluster() -> Iterator[Any]:
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    started = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 4, "object_store_memory": 100 << 20, "include_dashboard": False},
-    )
+    head = {"num_cpus": 4, "object_store_memory": 100 << 20, "include_dashboard": False}
+    started = Cluster()
+    # Ray gives a node 30 s to start, which a busy machine may exceed.
+    for attempt in range(3):
+        try:
+            started.add_node(**head)
+            break
+        except Exception:
+            if attempt == 2:
+                raise
     ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
     yield started
     ray.shutdown()
