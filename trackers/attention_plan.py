@@ -87,7 +87,7 @@ class Outlook:
     unseen: Int64Array
     """``(M,)`` frames since a detection was last the object's; 0: on the frame before."""
     since_attention: Int64Array
-    """``(M,)`` frames since the object last attended, or a stagger."""
+    """``(M,)`` frames without attention since the object last attended, or a stagger."""
     detector_ran: bool = True
 
     @property
@@ -114,7 +114,7 @@ def who_attends(seen: Outlook, config: TrackerConfig) -> tuple[Int64Array, Int64
             _has_rivals(seen, iou, best),
             like < config.same_look,
             (score < config.rest_score) | (fit < config.rest_iou),
-            seen.since_attention >= config.refresh_every_frames,
+            seen.since_attention + 1 >= config.refresh_every_frames,
         ],
         [Reason.SLEEPS, Reason.UNSEEN, Reason.RIVALS, Reason.UNLIKE, Reason.WEAK, Reason.REFRESH],
         Reason.RESTS,

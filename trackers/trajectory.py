@@ -25,7 +25,7 @@ class Trajectories:
     unseen: Int64Array
     """``(M,)`` frames since a detection was the object's."""
     since_attention: Int64Array
-    """``(M,)`` frames since memory attention ran for it."""
+    """``(M,)`` frames without attention since it last ran for the object."""
     pending: Int64Array
     """``(M,)`` 1: its mask of the last frame is not in memory yet."""
 

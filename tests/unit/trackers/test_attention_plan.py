@@ -59,7 +59,8 @@ def reasons(objects: list[dict[str, Any]], dets: list[dict[str, Any]]) -> list[R
         ({}, {"at": (50, 50), "score": 0.6}, Reason.WEAK),
         ({}, {"at": (55, 50)}, Reason.WEAK),
         ({}, {"at": (50, 50), "look": 50}, Reason.UNLIKE),
-        ({"since": 10}, {"at": (50, 50)}, Reason.REFRESH),
+        ({"since": 8}, {"at": (50, 50)}, Reason.RESTS),
+        ({"since": 9}, {"at": (50, 50)}, Reason.REFRESH),
     ],
 )
 def test_one_object_and_one_detection(state: dict[str, Any], det: dict[str, Any], reason: Reason) -> None:
