@@ -203,6 +203,7 @@ class RayExecutor:
         homeless_s = 0.0
         try:
             while waiting or any(s.task for s in slots):
+                _greet(slots)
                 self._hand_out(slots, waiting, units)
                 busy = [s for s in slots if s.task is not None]
                 self._metrics.busy.set(len(busy))
@@ -245,25 +246,18 @@ class RayExecutor:
         Only such a one gets a unit: it must not wait for a node while other workers are idle, nor be blamed for an
         actor that could not start.
         """
-        if slot.actor is None and not self._start(slot):
-            return False
-        if slot.hello is not None and ray.wait([slot.hello], timeout=0)[0]:
-            try:
-                ray.get(slot.hello)
-                slot.hello = None
-            except RayError as error:
-                LOGGER.warning("worker %d did not start: %s", slot.number, _first_line(error))
-                slot.end_actor()
+        if slot.actor is None:
+            self._start(slot)
         return slot.actor is not None and slot.hello is None
 
-    def _start(self, slot: _Slot) -> bool:
+    def _start(self, slot: _Slot) -> None:
         """Start an actor if its place is there."""
         if slot.group is None:
             slot.group = self._share.reserve(f"masklet-{os.getpid()}-place-{slot.number}")
             with contextlib.suppress(RayError):
                 slot.group.wait(_POLL_S)
         if not is_placed(slot.group):
-            return False
+            return
         slot.generation += 1
         slot.actor = (
             ray.remote(UnitActor)
@@ -276,16 +270,17 @@ class RayExecutor:
             .remote(self._spec, self._prompts)
         )
         slot.hello = slot.actor.pid.remote()
-        return True
 
     def _poll(
         self, busy: list[_Slot], hellos: list[Any], waiting: deque[_Task], units: Path
     ) -> Generator[UnitProgress | UnitReport]:
         streams = {s.stream: s for s in busy}
         started = time.monotonic()
-        ready, _ = ray.wait([*streams, *hellos], num_returns=1, timeout=_POLL_S, fetch_local=False)
+        ray.wait([*streams, *hellos], num_returns=1, timeout=_POLL_S, fetch_local=False)
         waited_s = time.monotonic() - started
-        heard = {streams[reference].number for reference in ready if reference in streams}
+        # All that is ready: one that talks a lot must not drown out the others.
+        ready, _ = ray.wait(list(streams), num_returns=len(streams), timeout=0, fetch_local=False)
+        heard = {streams[stream].number for stream in ready}
         for slot in busy:
             slot.silent_s = 0.0 if slot.number in heard else slot.silent_s + waited_s
             event = None
@@ -400,6 +395,18 @@ def _with_threads(spec: WorkerSpec, share: Share) -> WorkerSpec:
     return replace(
         spec, config=spec.config.model_copy(update={"device": device.model_copy(update={"threads": threads})})
     )
+
+
+def _greet(slots: list[_Slot]) -> None:
+    """Note which actors have answered, and drop those that could not start."""
+    for slot in slots:
+        if slot.hello is not None and ray.wait([slot.hello], timeout=0)[0]:
+            try:
+                ray.get(slot.hello)
+                slot.hello = None
+            except RayError as error:
+                LOGGER.warning("worker %d did not start: %s", slot.number, _first_line(error))
+                slot.end_actor()
 
 
 def _absolute(path: str) -> str:

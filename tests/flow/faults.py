@@ -1,4 +1,4 @@
-"""Workers with a fault, for actors: what a unit does to its worker is written in a file beside the clips."""
+"""Workers with a fault, for actors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
+from configs.schema import Config
+from pipeline.types import BoxPrompt, Prompts
 from workers.unit_worker import UnitWorker
-from workers.units import Unit, UnitProgress, UnitReport
+from workers.units import Unit, UnitFolder, UnitProgress, UnitReport
 
 
 class FaultyWorker(UnitWorker):
@@ -29,3 +31,33 @@ class FaultyWorker(UnitWorker):
                 time.sleep(3600)
             if fault == "memory":
                 raise MemoryError("injected")
+
+
+class LateToStart:
+    """Makes workers that sleep for their units; all actors but the first take seconds to start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __setstate__(self, state: dict[str, Path]) -> None:
+        self.__dict__.update(state)
+        try:
+            (self.folder / "first").mkdir()
+        except FileExistsError:
+            time.sleep(3.0)
+
+    def __call__(self, config: Config, prompts: Prompts, boxes: list[BoxPrompt], uri: str) -> LateToStart:
+        return self
+
+    def process(self, unit: Unit, units: Path) -> Generator[UnitProgress | UnitReport]:
+        """Sleep, say so often, and commit nothing in particular."""
+        folder = UnitFolder(units, unit.key)
+        for step in range(int(unit.cost * 10)):
+            yield UnitProgress(unit.key, unit.video_id, step, int(unit.cost * 10), 0)
+            time.sleep(0.1)
+        report = UnitReport(unit.key, unit.video_id, unit.ordinal, "done", num_tracked=os.getpid())
+        folder.commit(report)
+        yield report
+
+    def stop(self) -> None:
+        """Nothing to stop."""

@@ -18,7 +18,7 @@ from pipeline import api, open_run
 from pipeline.job import Job, Silent
 from pipeline.store import Manifest, RunWriter
 from pipeline.types import Prompts
-from tests.flow.faults import FaultyWorker
+from tests.flow.faults import FaultyWorker, LateToStart
 from tests.flow.many import track_many
 from tests.flow.worlds import CHUNKED, ROOT, World, finish, start_driver, wait_for_work
 
@@ -27,6 +27,7 @@ ray = pytest.importorskip("ray")
 from workers.phrases import encode_prompts  # noqa: E402 - what follows needs Ray
 from workers.ray_executor import RayExecutor, WorkerSpec, shared_prompts  # noqa: E402
 from workers.ray_session import Share, is_placed, share_cluster  # noqa: E402
+from workers.units import Unit, UnitReport  # noqa: E402
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -102,6 +103,21 @@ def test_a_worker_that_hangs_or_is_out_of_memory_costs_one_attempt(world: World,
     manifest, executor = faulty_run(world, tmp_path, {"v1": "hang once", "v2": "memory once"}, silence_s=20.0)
     assert executor.num_retries == manifest.counts["retries"] == 2
     assert open_run(tmp_path / "run").table().equals(world.whole)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_starts_when_nothing_is_left_to_do_disturbs_nobody(world: World, tmp_path: Path) -> None:
+    (tmp_path / "units").mkdir()
+    spec = WorkerSpec(world.config(), [], "", LateToStart(tmp_path))
+    executor = RayExecutor(spec, encode_prompts(world.config()), workers=2)
+    todo = [Unit(name, name, "", cost=cost) for name, cost in (("a", 1.0), ("b", 5.0))]
+    try:
+        events = list(executor.run(todo, tmp_path / "units"))
+    finally:
+        executor.close()
+    reports = [e for e in events if isinstance(e, UnitReport)]
+    assert {(r.video_id, r.status) for r in reports} == {("a", "done"), ("b", "done")}
+    assert executor.num_retries == 0
 
 
 @pytest.mark.usefixtures("cluster")
