@@ -17,7 +17,7 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.job import Executor, Job, ProgressListener, Silent
 from pipeline.results import FrameResult
 from pipeline.sources.file import VideoItem, expand
-from pipeline.store import Manifest, RunWriter, check_reusable, may_go_on, open_run
+from pipeline.store import Manifest, RunWriter, Twin, check_reusable, may_go_on, open_run
 from pipeline.types import BoxPrompt
 from workers.local_executor import LocalExecutor
 from workers.phrases import encode_prompts as encode_prompts
@@ -139,6 +139,7 @@ def track_to_run(
     overwrite: bool = False,
     listener: ProgressListener | None = None,
     placement: Placement | None = None,
+    twin: Twin | None = None,
 ) -> Manifest:
     """Track the sources into the run folder ``out``; ``masklet track``.
 
@@ -150,6 +151,7 @@ def track_to_run(
         overwrite: replace a run.
         listener: is told of progress.
         placement: where the work is done; without one, in this process.
+        twin: gets what is finished of the run too (:func:`pipeline.remote.open_folder`).
 
     Raises:
         SourceError: nothing could be read at all; otherwise unreadable videos are entries with status ``failed``.
@@ -161,7 +163,9 @@ def track_to_run(
     config = config.model_copy(update={"sources": tuple(sources) or config.sources})
     check_reusable(out, resume=resume, overwrite=overwrite)  # before the models load, not after
     with closing(open_executor(config, items, placement or Placement())) as executor:
-        run = RunWriter.create(out, _manifest(config, items), to_yaml(config), resume=resume, overwrite=overwrite)
+        run = RunWriter.create(
+            out, _manifest(config, items), to_yaml(config), resume=resume, overwrite=overwrite, twin=twin
+        )
         manifest = Job(config, run, executor).execute(items, listener or Silent())
     if all(v.status == "failed" and not may_go_on(v.error) for v in manifest.videos):
         raise SourceError(manifest.videos[0].error or "nothing could be read")

@@ -50,7 +50,9 @@ def track(
         typer.Argument(metavar="SOURCE...", help="Videos, folders, globs, manifests (.txt .csv .jsonl), URLs."),
     ] = None,
     text: Text = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="RUN", help="The run folder to write.")] = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", metavar="RUN", help="The run folder to write; also s3://, gs:// ...")
+    ] = None,
     not_text: NotText = None,
     box: Box = None,
     model: Model = None,
@@ -80,7 +82,9 @@ def track(
     """Track every instance of the phrases and write a run folder."""
     from configs.load import load_config
     from pipeline import api, report
+    from pipeline.decode import redact
     from pipeline.errors import UsageError
+    from pipeline.remote import open_folder
 
     values = api.option_values(
         text=text or (),
@@ -104,19 +108,24 @@ def track(
     effective = load_config(config, set_ or (), values)
     if out is None:
         raise UsageError("no run folder given", "", "add -o RUN")
-    with LiveProgress(output) as progress:
-        manifest = api.track_to_run(
-            effective,
-            source or [],
-            out,
-            resume=resume,
-            overwrite=overwrite,
-            listener=progress,
-            placement=api.Placement(ray, workers, gpus_per_worker),
-        )
-    if effective.output.overlay:
-        api.write_overlays(out)
-    output.result(report.as_dict(out, manifest), report.table(out, manifest))
+    with open_folder(out, resume=resume, overwrite=overwrite) as (folder, twin):
+        with LiveProgress(output) as progress:
+            manifest = api.track_to_run(
+                effective,
+                source or [],
+                folder,
+                resume=resume,
+                overwrite=overwrite,
+                listener=progress,
+                placement=api.Placement(ray, workers, gpus_per_worker),
+                twin=twin,
+            )
+        if effective.output.overlay:
+            for file in api.write_overlays(folder):
+                if twin is not None:
+                    twin.put(file)
+        shown = redact(out)
+        output.result(report.as_dict(folder, manifest, shown), report.table(folder, manifest, shown))
     return 1 if any(v.status == "failed" for v in manifest.videos) else 0
 
 

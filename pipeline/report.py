@@ -35,12 +35,12 @@ def seconds_by_stage(manifest: Manifest) -> dict[str, float]:
     return {name: round(s, 3) for name, s in total.items()}
 
 
-def as_dict(out: Path, manifest: Manifest) -> dict[str, Any]:
-    """The summary for ``--json``."""
+def as_dict(out: Path, manifest: Manifest, shown: str = "") -> dict[str, Any]:
+    """The summary for ``--json``; ``shown`` is what the user calls the run, if not ``out``."""
     seconds = seconds_by_stage(manifest)
     frames = manifest.counts.get("frames", 0)
     return {
-        "run": str(out),
+        "run": shown or str(out),
         "status": manifest.status,
         "counts": manifest.counts,
         "masklets_by_phrase": dict(masklets_by_phrase(out, manifest)),
@@ -55,13 +55,19 @@ def as_dict(out: Path, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def table(out: Path, manifest: Manifest) -> RenderableType:
-    """The summary for people."""
+def table(out: Path, manifest: Manifest, shown: str = "") -> RenderableType:
+    """The summary for people; ``shown`` as in :func:`as_dict`."""
     phrases = Table("phrase", "masklets", title=None, box=None, header_style="bold", pad_edge=False)
     phrases.columns[1].justify = "right"
     for phrase, count in masklets_by_phrase(out, manifest).items():
         phrases.add_row(Text(phrase), str(count))
-    lines = [Text(""), Text(_sentence(manifest)), *_job_lines(manifest), Text(f"run: {out}"), *_problems(manifest)]
+    lines = [
+        Text(""),
+        Text(_sentence(manifest)),
+        *_job_lines(manifest),
+        Text(f"run: {shown or out}"),
+        *_problems(manifest),
+    ]
     lines += _weak_links(manifest)
     return Group(phrases, *lines)
 

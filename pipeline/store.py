@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -214,17 +214,32 @@ class VideoWriter:
             self.commit()
 
 
+class Twin(Protocol):
+    """Another place that holds what is finished of a run."""
+
+    def put(self, path: Path) -> None:
+        """Make a file or folder of the run the same there; a folder that is not there is removed."""
+        ...
+
+
 class RunWriter:
     """Creates or continues a run folder and keeps its manifest."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Manifest, twin: Twin | None = None) -> None:
+        self.folder, self.manifest, self._twin = folder, manifest, twin
 
     @classmethod
     def create(
-        cls, folder: Path, manifest: Manifest, config_yaml: str, *, resume: bool = False, overwrite: bool = False
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        config_yaml: str,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        twin: Twin | None = None,
     ) -> RunWriter:
-        """Start a run, or continue one of the same plan.
+        """Start a run, or continue one of the same plan. What is finished also goes to the ``twin``.
 
         Raises:
             RunExistsError: the folder has content and neither ``resume`` nor ``overwrite`` is set, or it is no run.
@@ -235,10 +250,11 @@ class RunWriter:
                 manifest = _continue(read_manifest(folder), manifest)
             else:
                 _remove_run(folder)
-        writer = cls(folder, manifest)
+        writer = cls(folder, manifest, twin)
         try:
             (folder / "masklets").mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "config.yaml", config_yaml.encode())
+            writer.put(folder / "config.yaml")
             writer.save()
         except OSError as error:
             raise UsageError("cannot write the run folder", str(folder), str(error.strerror or error)) from error
@@ -255,6 +271,12 @@ class RunWriter:
             write_atomically(self.folder / "manifest.json", (text + "\n").encode())
         except OSError as error:
             raise cannot_write(error, self.folder) from error
+        self.put(self.folder / "manifest.json")
+
+    def put(self, path: Path) -> None:
+        """Give the twin a file or folder of the run as it is now."""
+        if self._twin is not None:
+            self._twin.put(path)
 
     def finished(self, video_id: str) -> bool:
         """Whether this video needs no more work: done, or partial for a reason that a new try would meet again."""
@@ -280,6 +302,7 @@ class RunWriter:
         """List a video that has ended; the rows of a failed one are removed."""
         if entry.status == "failed":
             shutil.rmtree(self.folder / "masklets" / entry.video_id, ignore_errors=True)
+        self.put(self.folder / "masklets" / entry.video_id)
         self.manifest.put(entry)
         self.save()
 
