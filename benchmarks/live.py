@@ -22,7 +22,8 @@ import numpy as np
 
 from benchmarks.live_soak import PHRASES, soak
 from configs.load import load_config
-from pipeline.live.run import Models, StreamOptions, load, run_stream
+from pipeline.live.build import Models, load
+from pipeline.live.run import StreamOptions, run_stream
 from tests.live.servers import RtspProcess, wait_for
 
 # -- streams over RTSP --------------------------------------------------------------------------------------------

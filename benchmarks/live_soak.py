@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 
 from configs.load import load_config
+from pipeline.live.build import Models, load
 from pipeline.live.linker import LinkerConfig
-from pipeline.live.run import Models, load
 from pipeline.sources.live import LiveFrame, Lost, State
 from pipeline.types import Detections, Frame, Prompts
 from workers.camera_worker import CameraWorker

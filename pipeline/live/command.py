@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 
 from pipeline.console import Output, command
-from pipeline.options import Box, Conf, ConfigFile, Device, Dtype, Model, NotText, Overwrite, Set, Text, TrackerName
+from pipeline.options import (
+    Box,
+    Conf,
+    ConfigFile,
+    Device,
+    Dtype,
+    GpusPerWorker,
+    Model,
+    NotText,
+    Overwrite,
+    Ray,
+    Set,
+    Text,
+    TrackerName,
+    Workers,
+)
 
 
 @command
@@ -48,6 +63,9 @@ def stream(
     token: Annotated[
         str | None, typer.Option(help="Password of the page, for anything but loopback; or set MASKLET_TOKEN.")
     ] = None,
+    ray: Ray = "off",
+    workers: Workers = 0,
+    gpus_per_worker: GpusPerWorker = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run: same ids, next frames.")] = False,
     overwrite: Overwrite = False,
     config: ConfigFile = None,
@@ -79,6 +97,9 @@ def stream(
         realtime=realtime,
         serve=serve,
         token=token,
+        ray=ray,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
     )
     return run_stream(effective, options)
 

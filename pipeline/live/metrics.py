@@ -10,8 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from pipeline.live.events import OBJECT_EVENTS
-from pipeline.live.service import StreamService, status_of
-from pipeline.sources.live import State
+from pipeline.live.service import LiveService
 
 _COUNTERS = {
     "masklet_frames_arrived": ("Frames a camera delivered.", "arrived"),
@@ -32,7 +31,7 @@ _GAUGES = {
 class ServiceCollector(Collector):
     """Turns the counters of a service into metric families."""
 
-    def __init__(self, service: StreamService) -> None:
+    def __init__(self, service: LiveService) -> None:
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
@@ -45,12 +44,7 @@ class ServiceCollector(Collector):
         yield from self._sinks()
 
     def _status(self) -> list[dict[str, Any]]:
-        cameras = dict(self._service.worker.cameras)
-        return [
-            {**status_of(cameras[i], s), "up": s.state is State.LIVE}
-            for i, s in list(self._service.sources.items())
-            if i in cameras
-        ]
+        return [{**status, "up": status["state"] == "live"} for status in self._service.statuses()]
 
     def _latencies(self) -> Iterator[Metric]:
         row = HistogramMetricFamily(
@@ -59,11 +53,11 @@ class ServiceCollector(Collector):
         step = HistogramMetricFamily(
             "masklet_step_latency_seconds", "From a frame's arrival to the end of its tracking.", labels=["stream"]
         )
-        for stream_id, camera in list(self._service.worker.cameras.items()):
-            row.add_metric([stream_id], camera.stats.latency.cumulative(), camera.stats.latency.sum_s)
-            step.add_metric([stream_id], camera.stats.step.cumulative(), camera.stats.step.sum_s)
+        for stream_id, (to_row, to_step) in self._service.latencies().items():
+            row.add_metric([stream_id], to_row.cumulative(), to_row.sum_s)
+            step.add_metric([stream_id], to_step.cumulative(), to_step.sum_s)
         stages = HistogramMetricFamily("masklet_stage_seconds", "Time per call of a stage.", labels=["stage"])
-        for name, histogram in list(self._service.worker.stages.stages.items()):
+        for name, histogram in self._service.stages().items():
             stages.add_metric([name], histogram.cumulative(), histogram.sum_s)
         yield from (row, step, stages)
 
@@ -114,7 +108,7 @@ def _identity(status: list[dict[str, Any]]) -> Iterator[Metric]:
     yield from (events, churn)
 
 
-def exposition(service: StreamService) -> bytes:
+def exposition(service: LiveService) -> bytes:
     """The metrics in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(ServiceCollector(service))

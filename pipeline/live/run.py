@@ -6,31 +6,29 @@ import logging
 import os
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from configs.load import digest, load_config, to_yaml
 from configs.schema import Config
-from pipeline.api import encode_prompts, masklet_version, model_identity, option_values, parse_box
+from pipeline.api import masklet_version, model_identity, option_values
 from pipeline.errors import RunInterruptedError, UsageError
 from pipeline.live.board import Board
+from pipeline.live.build import Models, input_size, live_config, load, make_worker, with_placeholder
 from pipeline.live.events import Event, LiveResult
-from pipeline.live.exemplars import PLACEHOLDER, Exemplars
-from pipeline.live.linker import LinkerConfig
+from pipeline.live.group import CameraGroup, GroupCamera, GroupSpec
+from pipeline.live.remote import RemoteService
+from pipeline.live.roster import Roster
 from pipeline.live.server import serve
-from pipeline.live.service import StreamService, all_failed
+from pipeline.live.service import StreamService
 from pipeline.live.sinks import Outlet, open_sinks
-from pipeline.sources.live import State, read_frames
 from pipeline.sources.live_open import CameraSpec, parse_cameras
 from pipeline.store import Manifest, RunWriter
-from pipeline.types import Detector, Prompts, Tracker
-from trackers import TRACKERS
-from workers.camera_worker import CameraWorker
 
 LOGGER = logging.getLogger("masklet.live")
 
@@ -49,69 +47,13 @@ class StreamOptions:
     """``HOST:PORT`` of the page."""
     token: str | None = None
     """Needed for anything but loopback; else the environment's ``MASKLET_TOKEN``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """The loaded models, shared by all cameras."""
-
-    detector: Detector
-    make_tracker: Callable[[str, int], Tracker]
-    encode: Callable[[Sequence[str]], Prompts]
-
-
-def live_config(config: Config) -> Config:
-    """``live.latency_frames`` as the tracker's hotstart: N frames late means N frames of probation."""
-    latency = config.live.latency_frames
-    if not latency:
-        return config
-    tracker = config.tracker
-    limits = {
-        "hotstart_delay_frames": latency,
-        "hotstart_unmatched_frames": min(tracker.hotstart_unmatched_frames, latency),
-        "hotstart_duplicate_frames": min(tracker.hotstart_duplicate_frames, latency),
-    }
-    return config.model_copy(update={"tracker": tracker.model_copy(update=limits)})
-
-
-def with_placeholder(config: Config) -> Config:
-    """Boxes alone need a phrase to hang on."""
-    return config.model_copy(update={"prompts": (PLACEHOLDER,)}) if config.boxes and not config.prompts else config
-
-
-def linker_config(config: Config) -> LinkerConfig:
-    """When rows are final, from a :func:`live_config`."""
-    hotstart = config.tracker.hotstart_delay_frames
-    latency = config.live.latency_frames
-    return LinkerConfig(
-        delay_frames=hotstart if latency is None else latency,
-        probation_frames=hotstart,
-        lost_after_s=config.live.lost_after_s,
-        end_after_s=config.live.end_after_s,
-    )
-
-
-def load(config: Config) -> Models:
-    """Load detector and tracker once.
-
-    Raises:
-        ModelError, DeviceError, UsageError: see :class:`workers.gpu_worker.GpuWorker`.
-    """
-    # First, because it limits torch to one thread and prepare_device knows better.
-    import pipeline.decode_resize  # noqa: F401
-    from workers.gpu_worker import load_class, load_models, make_tracker
-
-    tracker_class = load_class(TRACKERS, config.tracker.name, "tracker")
-    detector, parts = load_models(config)
-
-    def new_tracker(stream_id: str, session: int) -> Tracker:
-        return make_tracker(config, tracker_class, detector, parts, stream_id, session)
-
-    @lru_cache(maxsize=64)
-    def encode(phrases: tuple[str, ...]) -> Prompts:
-        return encode_prompts(config.model_copy(update={"prompts": phrases}))
-
-    return Models(detector, new_tracker, lambda phrases: encode(tuple(phrases)))
+    ray: str = "off"
+    """``off``: in this process; ``auto``, ``local`` or an address: one actor per group of cameras."""
+    workers: int = 0
+    """Actors; 0: one per GPU, or per two CPUs; at most one per camera."""
+    gpus_per_worker: float | None = None
+    load: Callable[[Config], Models] = load
+    """How an actor gets its models."""
 
 
 def run_stream(
@@ -130,14 +72,10 @@ def run_stream(
     stop = stop or threading.Event()
     with ExitStack() as stack:
         interrupted = stack.enter_context(_signals(stop))
-        models = models or load(config)
-        models.encode(config.prompts)  # an empty phrase or a missing checkpoint shows now
-        service = _service(config, options, specs, models)
+        service = _service(config, options, specs, models) if options.ray == "off" else _remote(config, options, specs)
         try:
-            for spec in _unfinished(specs, service):
-                service.add_camera(spec, config.prompts)
             if options.serve is not None:
-                assert service.board is not None  # _service made it
+                assert service.board is not None  # made with it
                 stack.enter_context(serve(service, service.board, options.serve, _token(options)))
             service.run(stop, until_ended=options.serve is None)
         finally:
@@ -147,66 +85,74 @@ def run_stream(
         raise RunInterruptedError("interrupted", where, "run the same line with --resume" if where else "")
     if any(outlet.is_gone for outlet in service.outlets):
         raise BrokenPipeError
-    failure = all_failed(service)
+    failure = service.failure()
     if failure is not None:
         raise failure
-    return 1 if any(s.state is State.FAILED for s in service.sources.values()) else 0
+    return 1 if service.any_failed else 0
 
 
 def _token(options: StreamOptions) -> str | None:
     return options.token or os.environ.get("MASKLET_TOKEN") or None
 
 
-def _service(config: Config, options: StreamOptions, specs: Sequence[CameraSpec], models: Models) -> StreamService:
+def _service(
+    config: Config, options: StreamOptions, specs: Sequence[CameraSpec], models: Models | None
+) -> StreamService:
+    """Cameras of this process."""
+    models = models or load(config)
+    models.encode(config.prompts)  # an empty phrase or a missing checkpoint shows now
     run = _open_run(config, options, specs) if options.out is not None else None
-    return StreamService(
+    service = StreamService(
         config,
-        _worker(config, models, specs, options.out),
+        make_worker(config, models, specs[0] if specs else None, run.folder / "state" if run is not None else None),
         models.encode,
         _outlets(config, options),
         board=Board() if options.serve is not None else None,
-        input_size=_input_size(models),
+        input_size=input_size(models),
         run=run,
     )
+    try:
+        for spec in _unfinished(specs, run):
+            service.add_camera(spec, config.prompts)
+        for spec, phrases in service.roster.cameras():
+            service.add_camera(spec, phrases)
+    except BaseException:
+        service.close(interrupted=True)
+        raise
+    return service
 
 
-def _worker(config: Config, models: Models, specs: Sequence[CameraSpec], out: Path | None = None) -> CameraWorker:
-    return CameraWorker(
-        models.detector,
-        models.make_tracker,
-        linker_config(config),
-        batch_frames=config.detector.batch_frames,
-        max_gap_s=config.live.max_gap_s,
-        exemplars=_exemplars(config, models, specs, out / "state" / "exemplars" if out is not None else None),
-    )
-
-
-def _exemplars(config: Config, models: Models, specs: Sequence[CameraSpec], folder: Path | None) -> Exemplars | None:
-    """What ``--box`` shows, on the first camera; frames of a file are read now.
+def _remote(config: Config, options: StreamOptions, specs: Sequence[CameraSpec]) -> RemoteService:
+    """Cameras in groups on a Ray cluster, one actor each.
 
     Raises:
-        UsageError: a bad box, no camera to draw it on, or a file that is shorter.
+        UsageError: no such cluster, or a box on a camera that not all groups see.
     """
-    boxes = [parse_box(text) for text in config.boxes]
-    if not boxes:
-        return None
-    if not specs:
-        raise UsageError("a box is drawn on the first camera", "--box", "name one")
-    encode_boxes = getattr(models.detector, "encode_boxes", None)
-    if encode_boxes is None:
-        raise UsageError("this detector takes no boxes", "--box", "use --text, or a SAM3 model")
-    exemplars = Exemplars(boxes, specs[0].stream_id, encode_boxes, folder)
-    if specs[0].is_file and exemplars.missing:
-        for frame in read_frames(specs[0], config.live, exemplars.missing, _input_size(models)):
-            exemplars.see(frame)
-        if exemplars.missing:
-            raise UsageError(f"--box names frame {exemplars.missing[0]}", specs[0].shown, "the video is shorter")
-    return exemplars
+    from workers.ray_cameras import RayGroups, plan_share
+    from workers.ray_session import connect
 
-
-def _input_size(models: Models) -> tuple[int, int] | None:
-    size = getattr(models.detector, "image_size", None)
-    return (size, size) if size else None
+    session = connect(options.ray)
+    count, share = plan_share(on_cpu=config.device.name == "cpu", workers=options.workers, gpus=options.gpus_per_worker)
+    count = min(count, max(len(specs), 1))
+    if config.boxes and specs and not specs[0].is_file and count > 1:
+        raise UsageError("a box on a live camera reaches one worker only", "--box", "add --workers 1")
+    run = _open_run(config, options, specs) if options.out is not None else None
+    outlets, board = _outlets(config, options), Board() if options.serve is not None else None
+    kept = tempfile.mkdtemp(prefix="masklet-stream-") if run is None else run.folder
+    threads = config.device.threads or max(int(share.cpus), 1)
+    common = GroupSpec(
+        config.model_copy(update={"device": config.device.model_copy(update={"threads": threads})}),
+        (),
+        Path(kept).absolute() / "state",
+        specs[0] if specs else None,
+        board is not None or any(o.wants_pictures for o in outlets),
+        options.load,
+    )
+    added = Roster(run.folder / "state").cameras() if run is not None else []
+    cameras = [GroupCamera(spec) for spec in _unfinished(specs, run)]
+    cameras += [GroupCamera(spec, tuple(phrases)) for spec, phrases in added]
+    groups = [replace(common, cameras=tuple(cameras[k::count])) for k in range(count)]
+    return RemoteService(config, RayGroups(CameraGroup, share, session), groups, outlets, board=board, run=run)
 
 
 def _outlets(config: Config, options: StreamOptions) -> list[Outlet]:
@@ -240,10 +186,10 @@ def _open_run(config: Config, options: StreamOptions, specs: Sequence[CameraSpec
     return RunWriter.create(options.out, manifest, to_yaml(safe), resume=options.resume, overwrite=options.overwrite)
 
 
-def _unfinished(specs: Sequence[CameraSpec], service: StreamService) -> Iterator[CameraSpec]:
+def _unfinished(specs: Sequence[CameraSpec], run: RunWriter | None) -> Iterator[CameraSpec]:
     """All but files that an earlier run of the same folder tracked to their end."""
     for spec in specs:
-        if service.run_folder is None or not (spec.is_file and service.run_folder.finished(spec.stream_id)):
+        if run is None or not (spec.is_file and run.finished(spec.stream_id)):
             yield spec
         else:
             LOGGER.info("%s: done already", spec.stream_id)
@@ -318,7 +264,9 @@ def stream(
 
 def _items(config: Config, options: StreamOptions, models: Models) -> Iterator[LiveResult | Event]:
     specs = parse_cameras(options.urls, realtime=options.realtime)
-    service = StreamService(config, _worker(config, models, specs), models.encode, [], input_size=_input_size(models))
+    service = StreamService(
+        config, make_worker(config, models, specs[0]), models.encode, [], input_size=input_size(models)
+    )
     try:
         yield from service.drain()
         for spec in specs:

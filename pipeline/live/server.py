@@ -34,10 +34,9 @@ from starlette.routing import Route
 from pipeline.errors import MaskletError, UsageError
 from pipeline.live.board import Board
 from pipeline.live.metrics import exposition
-from pipeline.live.service import StreamService
+from pipeline.live.service import LiveService
 from pipeline.live.urls import is_allowed
 from pipeline.render.palette import colour, hex_colour
-from pipeline.sources.live_open import CameraSpec, parse_cameras
 
 LOGGER = logging.getLogger("masklet.live")
 _OPEN_PATHS = ("/", "/healthz", "/readyz")
@@ -68,7 +67,7 @@ class Address:
 
 
 @contextmanager
-def serve(service: StreamService, board: Board, where: str, token: str | None) -> Iterator[Address]:
+def serve(service: LiveService, board: Board, where: str, token: str | None) -> Iterator[Address]:
     """Serve the page while the ``with`` block runs.
 
     Raises:
@@ -126,7 +125,7 @@ def _bind(host: str, port: int) -> socket.socket:
         raise UsageError(f"cannot listen on {host}:{port}", "--serve", error.strerror or str(error)) from error
 
 
-def build_app(service: StreamService, board: Board, address: Address) -> Starlette:
+def build_app(service: LiveService, board: Board, address: Address) -> Starlette:
     """The application; also what tests talk to."""
     page = Page(service, board)
     app = Starlette(
@@ -219,7 +218,7 @@ def _bad_write(request: Request) -> Response | None:
 class Page:
     """The answers. What changes something is done by the tracking loop, between two frames."""
 
-    def __init__(self, service: StreamService, board: Board) -> None:
+    def __init__(self, service: LiveService, board: Board) -> None:
         self._service, self._board = service, board
         html = resources.files("pipeline.live").joinpath("live.html").read_text(encoding="utf-8")
         self._html = html.replace("%PALETTE%", json.dumps([hex_colour(colour(i)) for i in range(1, _NUM_COLOURS + 1)]))
@@ -257,46 +256,34 @@ class Page:
         if not isinstance(url, str) or not is_allowed(url, self._service.config.live.allow_urls):
             raise UsageError("this address is not on the list of allowed ones", "live.allow_urls")
         phrases = _phrases(body) or list(self._service.config.prompts)
-        spec = await run_in_threadpool(self._add, url, phrases)
+        spec = await run_in_threadpool(self._service.request_camera, url, phrases)
         return JSONResponse({"id": spec.stream_id}, 201)
-
-    def _add(self, url: str, phrases: list[str]) -> CameraSpec:
-        prompts = self._service.encode(phrases)
-
-        def add() -> CameraSpec:
-            [spec] = parse_cameras([url], taken=list(self._service.sources))
-            self._service.add_camera(spec, phrases)
-            return spec
-
-        del prompts  # encoded here, so that the loop finds it ready
-        return self._service.call(add)
 
     async def change(self, request: Request) -> Response:
         """``{"paused": bool}`` and/or ``{"phrases": [...]}``."""
         stream_id = request.path_params["id"]
-        if stream_id not in self._service.sources:
+        if stream_id not in self._service.stream_ids():
             return _unknown(stream_id)
         body = await _json(request)
         phrases = _phrases(body)
         if phrases is not None:
-            prompts = await run_in_threadpool(self._service.encode, phrases)
-            await run_in_threadpool(self._service.call, lambda: self._service.set_prompts(stream_id, prompts))
+            await run_in_threadpool(self._service.request_phrases, stream_id, phrases)
         if isinstance(body.get("paused"), bool):
-            await run_in_threadpool(self._service.call, lambda: self._service.pause(stream_id, body["paused"]))
+            await run_in_threadpool(self._service.request_pause, stream_id, body["paused"])
         return JSONResponse({"id": stream_id})
 
     async def remove(self, request: Request) -> Response:
         """Let a camera go."""
         stream_id = request.path_params["id"]
-        if stream_id not in self._service.sources:
+        if stream_id not in self._service.stream_ids():
             return _unknown(stream_id)
-        await run_in_threadpool(self._service.call, lambda: self._service.remove_camera(stream_id))
+        await run_in_threadpool(self._service.request_removal, stream_id)
         return JSONResponse({"id": stream_id})
 
     async def snapshot(self, request: Request) -> Response:
         """The latest picture with masks, ids and phrases."""
         stream_id = request.path_params["id"]
-        if stream_id not in self._service.sources:
+        if stream_id not in self._service.stream_ids():
             return _unknown(stream_id)
         data = await run_in_threadpool(self._board.snapshot, stream_id)
         return Response(data, media_type="image/jpeg") if data is not None else Response(status_code=204)

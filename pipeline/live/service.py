@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from configs.schema import Config
-from pipeline.errors import MaskletError, UsageError
+from pipeline.errors import MaskletError, SourceError, UsageError
 from pipeline.live.board import Board
 from pipeline.live.checkpoint import saved_phrases
-from pipeline.live.sinks import Item, Outlet
+from pipeline.live.roster import Roster
+from pipeline.live.sinks import Handover, Item
+from pipeline.live.stats import Histogram
 from pipeline.sources.live import LiveSource, State
-from pipeline.sources.live_open import CameraSpec
-from pipeline.store import RunWriter, VideoEntry
+from pipeline.sources.live_open import CameraSpec, parse_cameras
+from pipeline.store import Manifest, VideoEntry
 from pipeline.types import Prompts
 from workers.camera_worker import Camera, CameraOutput, CameraWorker
 
@@ -28,6 +30,66 @@ T = TypeVar("T")
 _IDLE_S = 0.05
 _STATUS_EVERY_S = 0.1
 _CLOSE_TIMEOUT_S = 15.0
+
+
+class StateFolder(Protocol):
+    """Where a service keeps its state and says how its streams are: a run folder, or a share of one."""
+
+    folder: Path
+    manifest: Manifest
+
+    def save(self) -> None:
+        """Write the manifest."""
+        ...
+
+    def finished(self, video_id: str) -> bool:
+        """Whether nothing is left to do for it."""
+        ...
+
+
+class LiveService(Protocol):
+    """What the page and the metrics talk to, from their own threads: cameras of this process, or of others."""
+
+    config: Config
+
+    @property
+    def outlets(self) -> Sequence[Handover]:
+        """Where rows go."""
+        ...
+
+    last_turn_s: float
+
+    def stream_ids(self) -> list[str]:
+        """The cameras there are."""
+        ...
+
+    def request_camera(self, uri: str, phrases: Sequence[str]) -> CameraSpec:
+        """Follow one more; it is there again after a restart with ``--resume``."""
+        ...
+
+    def request_phrases(self, stream_id: str, phrases: Sequence[str]) -> None:
+        """Look for other phrases."""
+        ...
+
+    def request_pause(self, stream_id: str, is_paused: bool) -> None:
+        """Stop tracking for a while, or go on."""
+        ...
+
+    def request_removal(self, stream_id: str) -> None:
+        """Let a camera go."""
+        ...
+
+    def statuses(self) -> list[dict[str, Any]]:
+        """Every camera as ``GET /streams`` shows it."""
+        ...
+
+    def latencies(self) -> dict[str, tuple[Histogram, Histogram]]:
+        """Per camera: from arrival to row, and from arrival to the end of tracking."""
+        ...
+
+    def stages(self) -> dict[str, Histogram]:
+        """Time per call of each stage."""
+        ...
 
 
 class StreamService:
@@ -48,14 +110,14 @@ class StreamService:
         config: Config,
         worker: CameraWorker,
         encode: Callable[[Sequence[str]], Prompts],
-        outlets: Sequence[Outlet],
+        outlets: Sequence[Handover],
         *,
         board: Board | None = None,
         input_size: tuple[int, int] | None = None,
-        run: RunWriter | None = None,
+        run: StateFolder | None = None,
     ) -> None:
         self.config, self.worker, self.encode = config, worker, encode
-        self.outlets, self.board, self._input_size, self.run_folder = list(outlets), board, input_size, run
+        self._outlets, self.board, self._input_size, self.run_folder = list(outlets), board, input_size, run
         self.sources: dict[str, LiveSource] = {}
         self._wake = threading.Event()
         self._commands: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
@@ -63,8 +125,14 @@ class StreamService:
         self._saved_s = self._shown_s = time.monotonic()
         self._drained: list[Item] = []
         self._flushing: tuple[threading.Event, list[Callable[[], None]]] | None = None
+        self.roster = Roster(run.folder / "state" if run is not None else None)
         self.last_turn_s = time.monotonic()
         """When the loop last went round."""
+
+    @property
+    def outlets(self) -> Sequence[Handover]:
+        """Where rows and events go."""
+        return self._outlets
 
     # -- cameras --------------------------------------------------------------------------------------------------
 
@@ -123,6 +191,52 @@ class StreamService:
         self._commands.put((command, future))
         self._wake.set()
         return future.result(timeout_s)
+
+    # -- for the page, from any thread ----------------------------------------------------------------------------
+
+    def stream_ids(self) -> list[str]:
+        """See :class:`LiveService`, also for what follows."""
+        return list(self.sources)
+
+    def request_camera(self, uri: str, phrases: Sequence[str]) -> CameraSpec:
+        """Follow one more camera; it is there again after a restart with ``--resume``."""
+        self.encode(phrases)  # here, so that the loop finds it ready
+
+        def add() -> CameraSpec:
+            [spec] = parse_cameras([uri], taken=list(self.sources))
+            self.add_camera(spec, phrases)
+            return spec
+
+        spec = self.call(add)
+        self.roster.add(spec, phrases)
+        return spec
+
+    def request_phrases(self, stream_id: str, phrases: Sequence[str]) -> None:
+        """Look for other phrases."""
+        prompts = self.encode(phrases)
+        self.call(lambda: self.set_prompts(stream_id, prompts))
+
+    def request_pause(self, stream_id: str, is_paused: bool) -> None:
+        """Stop tracking for a while, or go on."""
+        self.call(lambda: self.pause(stream_id, is_paused))
+
+    def request_removal(self, stream_id: str) -> None:
+        """Let a camera go."""
+        self.call(lambda: self.remove_camera(stream_id))
+        self.roster.remove(stream_id)
+
+    def statuses(self) -> list[dict[str, Any]]:
+        """Every camera as ``GET /streams`` shows it."""
+        cameras = dict(self.worker.cameras)
+        return [status_of(cameras[i], source) for i, source in list(self.sources.items()) if i in cameras]
+
+    def latencies(self) -> dict[str, tuple[Histogram, Histogram]]:
+        """From arrival to row, and to the end of tracking."""
+        return {i: (c.stats.latency, c.stats.step) for i, c in list(self.worker.cameras.items())}
+
+    def stages(self) -> dict[str, Histogram]:
+        """Time per call of each stage."""
+        return dict(self.worker.stages.stages)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -257,16 +371,24 @@ class StreamService:
             source.join(1.0)
         self.save_manifest("interrupted" if interrupted else "complete")
 
+    def failure(self) -> MaskletError | None:
+        """The error to end with, if no camera ever gave a frame."""
+        sources = list(self.sources.values())
+        if any(s.counters.arrived for s in sources) or not sources:
+            return None
+        return SourceError("nothing could be read", sources[0].spec.shown, sources[0].error)
+
+    @property
+    def any_failed(self) -> bool:
+        """Whether a camera was given up."""
+        return any(s.state is State.FAILED for s in self.sources.values())
+
     # -- what is going on -----------------------------------------------------------------------------------------
 
     def _show_status(self) -> None:
         assert self.board is not None  # the caller checked
-        cameras = self.worker.cameras
-        self.board.status = [status_of(cameras[i], source) for i, source in self.sources.items() if i in cameras]
-        self.board.sinks = [
-            {"sink": o.name, "waiting": o.depth, "written": o.num_written, "lost": o.num_lost, "error": o.error}
-            for o in self.outlets
-        ]
+        self.board.status = self.statuses()
+        self.board.sinks = [o.status() for o in self.outlets]
         self.board.is_ready = True
 
 
@@ -309,13 +431,3 @@ def status_of(camera: Camera, source: LiveSource) -> dict[str, Any]:
         "masklets": linker.num_masklets if linker else 0,
         "events": dict(linker.counts) if linker else {},
     }
-
-
-def all_failed(service: StreamService) -> MaskletError | None:
-    """The error to end with, if no camera ever gave a frame."""
-    sources = list(service.sources.values())
-    if any(s.counters.arrived for s in sources) or not sources:
-        return None
-    from pipeline.errors import SourceError
-
-    return SourceError("nothing could be read", sources[0].spec.shown, sources[0].error)

@@ -55,6 +55,56 @@ class LiveSink(Protocol):
         ...
 
 
+class Handover(Protocol):
+    """What a service hands its rows to: an :class:`Outlet`, or a relay to another process."""
+
+    @property
+    def name(self) -> str:
+        """For logs and metrics, without credentials."""
+        ...
+
+    @property
+    def num_written(self) -> int:
+        """Items that were taken."""
+        ...
+
+    @property
+    def num_lost(self) -> int:
+        """Items that were not."""
+        ...
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the reader has left for good."""
+        ...
+
+    @property
+    def wants_pictures(self) -> bool:
+        """Whether it draws."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Items that wait."""
+        ...
+
+    def put(self, item: Item) -> None:
+        """Take an item; never blocks."""
+        ...
+
+    def flush(self) -> threading.Event:
+        """Make safe everything put so far; the event is set when it is."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Finish."""
+        ...
+
+    def status(self) -> dict[str, object]:
+        """As the page shows it."""
+        ...
+
+
 class Outlet:
     """A sink with its queue and its thread.
 
@@ -90,6 +140,11 @@ class Outlet:
     def depth(self) -> int:
         """Items that wait."""
         return len(self._items)
+
+    def status(self) -> dict[str, object]:
+        """As the page shows it."""
+        counts = {"waiting": self.depth, "written": self.num_written, "lost": self.num_lost}
+        return {"sink": self.name, **counts, "error": self.error}
 
     def put(self, item: Item) -> None:
         """Queue an item; never blocks."""

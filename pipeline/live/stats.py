@@ -23,6 +23,11 @@ class Histogram:
         self.counts[bisect_left(BUCKETS_S, duration_s)] += 1
         self.sum_s += duration_s
 
+    def merge(self, other: Histogram) -> None:
+        """Count what another has counted."""
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.sum_s += other.sum_s
+
     def cumulative(self) -> list[tuple[str, int]]:
         """``(upper bound, count up to it)``, the last bound ``+Inf``."""
         total, out = 0, []

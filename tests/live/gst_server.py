@@ -1,6 +1,7 @@
-"""An RTSP camera by GStreamer, to be read by something we did not write: ``/usr/bin/python3 gst_server.py``.
+"""An RTSP server by GStreamer, which we did not write: ``/usr/bin/python3 gst_server.py [FILE]``.
 
-Serves ``/cam0`` on a port of the system and prints ``ready PORT``. Runs under the system's Python: Debian's GObject
+Serves the camera ``/cam0`` on a port of the system, takes a stream in at ``/in`` and writes its H.264 to FILE, and
+prints ``ready PORT``. Runs under the system's Python: Debian's GObject
 bindings are not in a virtual environment.
 """
 
@@ -18,6 +19,12 @@ PIPELINE = (
 )
 
 
+RECORDER = (
+    "( rtph264depay name=depay0 ! h264parse config-interval=-1 ! video/x-h264,stream-format=byte-stream,alignment=au "
+    "! filesink location={} buffer-mode=unbuffered )"
+)
+
+
 def main() -> None:
     Gst.init(None)
     server = GstRtspServer.RTSPServer()
@@ -27,6 +34,11 @@ def main() -> None:
     factory.set_launch(PIPELINE)
     factory.set_shared(True)
     server.get_mount_points().add_factory("/cam0", factory)
+    if len(sys.argv) > 1:
+        recorder = GstRtspServer.RTSPMediaFactory()
+        recorder.set_launch(RECORDER.format(sys.argv[1]))
+        recorder.set_transport_mode(GstRtspServer.RTSPTransportMode.RECORD)
+        server.get_mount_points().add_factory("/in", recorder)
     server.attach(None)
     print(f"ready {server.get_bound_port()}", flush=True)
     GLib.timeout_add_seconds(60, lambda: sys.exit(0))

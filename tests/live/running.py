@@ -9,12 +9,14 @@ import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pipeline.decode_resize  # noqa: F401 - torch, which takes its time: not with the first frame
 from configs.schema import Config
 from pipeline.live.board import Board
-from pipeline.live.run import Models, linker_config, live_config
+from pipeline.live.build import Models, linker_config, live_config
 from pipeline.live.server import Address, serve
 from pipeline.live.service import StreamService
 from pipeline.live.sinks import Outlet
@@ -23,6 +25,8 @@ from tests.live.fakes import ColourDetector, NearestTracker, prompts_of
 from workers.camera_worker import CameraWorker
 
 PHRASES = ("red disc", "blue disc")
+NO_MODEL = str(Path(__file__).with_name("fakes.py"))
+"""As ``detector.detections``: a run then asks no checkpoint for its name."""
 
 
 def fake_models() -> Models:
@@ -33,6 +37,11 @@ def fake_models() -> Models:
         return cache.setdefault(tuple(phrases), prompts_of(phrases))
 
     return Models(ColourDetector(), lambda stream_id, session: NearestTracker(stream_id, session), encode)
+
+
+def load_fakes(_: Config) -> Models:
+    """The same, where models are loaded by a function."""
+    return fake_models()
 
 
 def live(**values: Any) -> Config:

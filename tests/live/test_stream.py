@@ -18,14 +18,13 @@ import torch
 from configs.load import load_config
 from pipeline import api
 from pipeline.errors import RunExistsError, SourceError, UsageError
+from pipeline.live.build import live_config
 from pipeline.live.events import Event, LiveResult
-from pipeline.live.run import StreamOptions, live_config, run_stream, stream
+from pipeline.live.run import StreamOptions, run_stream, stream
 from pipeline.store import open_run
-from tests.live.running import fake_models, live
+from tests.live.running import NO_MODEL, fake_models, live
 from tests.live.servers import RtspProcess, wait_for
 from tests.live.test_sources import write_video
-
-FAKE = {"detector": {"detections": "fake"}}
 
 
 @pytest.mark.parametrize("tracker", ["sam3_memory", "bytetrack"])
@@ -58,7 +57,7 @@ def test_files_to_their_end_several_at_once_one_of_them_broken(tmp_path: Path) -
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"nothing" * 100)
     options = StreamOptions(urls=(*map(str, good), str(bad)), out=tmp_path / "run")
-    config = live().model_copy(update={"detector": live().detector.model_copy(update={"detections": "fake"})})
+    config = live().model_copy(update={"detector": live().detector.model_copy(update={"detections": NO_MODEL})})
     assert run_stream(config, options, fake_models()) == 1
     run = open_run(tmp_path / "run")
     assert {v.video_id: v.status for v in run.videos} == {"a": "done", "b": "done", "bad": "failed"}
@@ -77,7 +76,7 @@ def test_nothing_readable_is_an_error_and_so_is_a_run_that_exists(tmp_path: Path
         run_stream(config, StreamOptions(), fake_models())
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    faked = config.model_copy(update={"detector": config.detector.model_copy(update={"detections": "fake"})})
+    faked = config.model_copy(update={"detector": config.detector.model_copy(update={"detections": NO_MODEL})})
     with pytest.raises(RunExistsError):
         run_stream(faked, StreamOptions(urls=(str(bad),), out=tmp_path / "run"), fake_models())
 
