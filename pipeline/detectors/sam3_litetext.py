@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as tv
 from configs.schema import DetectorConfig
 from pipeline.checkpoints import Checkpoint
 from pipeline.detectors.sam3_network import Decoded, Sam3Network
+from pipeline.device_memory import with_smaller_batches
 from pipeline.errors import UsageError
 from pipeline.torch_masks import area_at, fill_holes_and_islands, greedy_nms, mask_iou
 from pipeline.types import BoxPrompt, Detections, Float32Array, Frame, Prompts, UInt8Array
@@ -129,6 +130,7 @@ class Sam3LiteTextDetector:
             self._network.backbone.compile()
         self.image_size = checkpoint.image_size
         """Side of the square model input, pixels."""
+        self._pairs_per_call, self._max_pairs = _PAIRS_PER_CALL, 1 << 30
         # The tracker follows one batch behind; the second batch is for streams that take turns.
         self._cache = FeatureCache(2 * config.batch_frames)
 
@@ -142,9 +144,21 @@ class Sam3LiteTextDetector:
         """One :class:`Detections` per frame: above the threshold, after suppression and vetoes, best score first.
 
         Mask logits have the model's low resolution (288 px for 1008 px input); boxes are the model's, clipped to the
-        frame.
+        frame. Without memory for a batch, half as many frames and phrases at a time from then on.
+
+        Raises:
+            DeviceError: even one phrase on one frame does not fit.
         """
-        step = self._config.batch_frames
+        most = min(self._config.batch_frames * max(len(prompts.phrases), 1), self._max_pairs)
+        found, pairs = with_smaller_batches(lambda size: self._detect_all(frames, prompts, size), most, "phrase")
+        if pairs < most:
+            self._max_pairs = pairs
+        return found
+
+    def _detect_all(self, frames: Sequence[Frame], prompts: Prompts, max_pairs: int) -> list[Detections]:
+        """As :meth:`detect`, in batches of at most ``max_pairs`` (frame, phrase) pairs, or of one frame."""
+        step = min(self._config.batch_frames, max(1, max_pairs // max(len(prompts.phrases), 1)))
+        self._pairs_per_call = min(max_pairs, _PAIRS_PER_CALL)
         batches = [frames[i : i + step] for i in range(0, len(frames), step)]
         return [found for batch in batches for found in self._detect(batch, prompts)]
 
@@ -213,7 +227,7 @@ class Sam3LiteTextDetector:
         text = torch.from_numpy(prompts.embeddings).to(self.device)
         mask = torch.from_numpy(prompts.mask).to(self.device)
         parts = []
-        for some in pairs.split(_PAIRS_PER_CALL):
+        for some in pairs.split(self._pairs_per_call):
             frame, phrase = some // num_phrases, some % num_phrases
             on_device = phrase.to(self.device)
             parts.append(
