@@ -45,7 +45,7 @@ class RemoteFolder:
 
     def exists(self) -> bool:
         """Whether a run stands there."""
-        return bool(self._do("look", lambda: self._files.exists(self._key(_LISTED))))
+        return bool(self._do("look", self._files.exists, self._key(_LISTED)))
 
     def put(self, path: Path) -> None:
         """Upload a file of the spool, or make a folder there hold exactly the files of the spool's.
@@ -53,29 +53,29 @@ class RemoteFolder:
         New files first, then what is left over is removed: nobody sees a video without its parts.
         """
         if path.is_file():
-            self._do("write", lambda: self._files.put_file(str(path), self._key(self._name(path))))
+            self._do("write", self._files.put_file, str(path), self._key(self._name(path)))
             return
         wanted = {self._key(self._name(p)): p for p in sorted(path.rglob("*")) if p.is_file()}
         for file in wanted.values():
             self.put(file)
         for key in self._keys(self._name(path)):
             if key not in wanted:
-                self._do("write", lambda key=key: self._files.rm_file(key))
+                self._do("write", self._files.rm_file, key)
 
     def pull(self) -> None:
         """Bring manifest and rows into the spool, which keeps what it has beside them; sizes tell what is missing."""
         for key in self._keys(""):
             target = self.spool / key.removeprefix(self._root + "/")
-            size = self._do("read", lambda key=key: self._files.info(key)["size"])
+            size = self._do("read", self._files.info, key)["size"]
             if target.name == _LISTED or not target.exists() or target.stat().st_size != size:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                self._do("read", lambda key=key, target=target: self._files.get_file(key, str(target)))
+                self._do("read", self._files.get_file, key, str(target))
 
     def remove(self) -> None:
         """Remove the run, its manifest first: from then on there is none."""
         keys = self._keys("")
         for key in sorted(keys, key=lambda k: (not k.endswith("/" + _LISTED), k)):
-            self._do("write", lambda key=key: self._files.rm_file(key))
+            self._do("write", self._files.rm_file, key)
 
     def _keys(self, name: str) -> list[str]:
         def listed() -> list[str]:
@@ -92,9 +92,9 @@ class RemoteFolder:
     def _key(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
-    def _do(self, what: str, action: Callable[[], Any]) -> Any:
+    def _do(self, what: str, action: Callable[..., Any], *arguments: str) -> Any:
         try:
-            return action()
+            return action(*arguments)
         except MaskletError:
             raise
         except Exception as error:  # every driver has its own exceptions for wrong keys, buckets and networks

@@ -78,7 +78,9 @@ def step_cuts(chunk: ChunkConfig, sampling: SamplingConfig, batch_frames: int, t
     first, last = frame_range(sampling, table)
     grid = sampling.stride * batch_frames
     times = table.pts_s
-    moments = np.arange(times[first] + length_s, times[last - 1], length_s) if last > first else []
+    if first >= last:
+        return []
+    moments = np.arange(times[first] + length_s, times[last - 1], length_s)
     cuts = first + (np.searchsorted(times, moments) - first + grid - 1) // grid * grid
     return [int(c) for c in np.unique(cuts) if first < c < last]
 

@@ -12,7 +12,7 @@ from configs.schema import ChunkConfig, SamplingConfig
 from pipeline.decode import FrameTable
 from pipeline.errors import ConfigError
 from pipeline.types import VideoInfo
-from workers.plan import chunk_ranges, frame_range
+from workers.plan import chunk_ranges, frame_range, step_cuts
 
 
 def table(
@@ -117,3 +117,12 @@ def test_a_short_rest_joins_the_piece_before() -> None:
     ranges = chunk_ranges(ChunkConfig(length="4.9s", overlap="1s"), SamplingConfig(), table())
     assert ranges == [(0, 178), (147, 300)]
     assert chunk_ranges(ChunkConfig(length="60s"), SamplingConfig(), table()) == [(0, 300)]
+
+
+def test_pieces_in_sequence_begin_between_two_batches() -> None:
+    chunk = ChunkConfig(mode="sequential", length="2.1s")
+    cuts = step_cuts(chunk, SamplingConfig(stride=3, start="5"), 4, table(jitter=300))
+    assert len(cuts) == 4
+    assert all((c - 5) % 12 == 0 for c in cuts)
+    assert all(abs(c - 5 - 63 * (i + 1)) <= 13 for i, c in enumerate(cuts))
+    assert step_cuts(ChunkConfig(length="2s", overlap="1s"), SamplingConfig(), 4, table()) == []
