@@ -41,8 +41,11 @@ def test_long_clips_chunked_equal_whole(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_chunked_equals_whole_with_the_tiny_model(tmp_path: Path) -> None:
-    assert_as_good_as_whole(0, 460, tmp_path, with_model=True)
+def test_chunked_is_as_true_as_whole_with_the_tiny_model(tmp_path: Path) -> None:
+    # The tiny model loses things behind screens in either run, and not the same ones: only the truth is the measure.
+    got = compare(0, 900, tmp_path, with_model=True)
+    assert got.is_complete
+    assert got.hota_chunked >= got.hota_whole - 0.01
 
 
 # -- looks: from the tracker to the links ------------------------------------------------------------------------------
