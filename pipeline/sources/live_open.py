@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import base64
 import re
+import socket
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPMessage, HTTPResponse
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -32,6 +35,7 @@ from pipeline.errors import SourceError, UsageError
 NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "tcp")
 _HTTP_FORMATS = "hls,mpegts,mpjpeg,mjpeg,mov,matroska,flv,h264,hevc,ogg"
 _FILE_FORMATS = "mov,matroska,webm,mpegts,avi,flv,mpeg,ogg,asf,h264,hevc,mjpeg,gif,ivf"
+_RTSP_PORT, _MAX_LINES, _MAX_LINE = 554, 64, 4096
 _RTSP_PROTOCOLS = "rtsp,rtsps,rtp,srtp,udp,tcp,tls"
 
 
@@ -134,6 +138,8 @@ def open_live(spec: CameraSpec, config: LiveConfig) -> Iterator[tuple[InputConta
         av.error.FFmpegError, OSError: it cannot be reached.
     """
     door = HttpDoor(spec.uri, config) if scheme_of(spec.uri) in ("http", "https") else None
+    if scheme_of(spec.uri) == "rtsp":
+        refuse_rtsp_redirect(spec.uri, config)
     try:
         timeout = (config.open_timeout_s, config.stall_timeout_s)
         with av.open(**_arguments(spec, config, door), timeout=timeout, metadata_errors="replace") as container:
@@ -194,6 +200,39 @@ def _webcam(number: int) -> dict[str, Any]:
     if not Path(f"/dev/video{number}").exists():
         raise SourceError("no such webcam", f"/dev/video{number}", "see ls /dev/video*")
     return {"file": f"/dev/video{number}", "format": "v4l2"}
+
+
+def refuse_rtsp_redirect(uri: str, config: LiveConfig) -> None:
+    """Ask the camera whether it sends us elsewhere, because FFmpeg would follow without asking.
+
+    One DESCRIBE without credentials (RFC 2326, 10.2 and 11.3), on a connection of its own; a camera that answers FFmpeg
+    differently a moment later, or only once it is logged in to, is not caught. What else goes wrong is FFmpeg's to say.
+
+    Raises:
+        PermissionError: to a host that is neither its own nor in ``live.allow_hosts``.
+    """
+    parts = urlsplit(uri)
+    bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
+    request = f"DESCRIBE {bare} RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\nUser-Agent: masklet\r\n\r\n"
+    address = (parts.hostname or "", parts.port or _RTSP_PORT)
+    try:
+        with socket.create_connection(address, config.open_timeout_s) as connection:
+            connection.sendall(request.encode())
+            with connection.makefile("rb") as answer:
+                head = [
+                    line.decode("latin-1")
+                    for line in takewhile(
+                        bytes.strip, islice(iter(partial(answer.readline, _MAX_LINE), b""), _MAX_LINES)
+                    )
+                ]
+    except OSError:
+        return
+    status = head[0].split(" ")[1:2] if head else []
+    target = next((line.partition(":")[2].strip() for line in head if line.lower().startswith("location:")), "")
+    host = (urlsplit(target).hostname or "").lower()
+    allowed = {(parts.hostname or "").lower(), *(h.lower() for h in config.allow_hosts)}
+    if status and status[0].startswith("3") and host not in allowed:
+        raise PermissionError(1, f"the stream leads to another host, {host or '?'}: add it to live.allow_hosts")
 
 
 class HttpDoor:
