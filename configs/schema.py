@@ -193,6 +193,14 @@ class LiveConfig(Section):
     max_viewers: int = Field(16, ge=1, description="open event streams of the web page")
 
 
+class WorkerConfig(Section):
+    """How much one process does at once."""
+
+    streams_per_device: int = Field(
+        1, ge=1, le=16, description="videos (or chunks) tracked side by side, their frames in the same detector calls"
+    )
+
+
 class SamplingConfig(Section):
     """Which frames of a file are tracked."""
 
@@ -211,6 +219,7 @@ class Config(Section):
     detector: DetectorConfig = DetectorConfig()
     tracker: TrackerConfig = TrackerConfig()
     sampling: SamplingConfig = SamplingConfig()
+    worker: WorkerConfig = WorkerConfig()
     chunk: ChunkConfig = ChunkConfig()
     output: OutputConfig = OutputConfig()
     live: LiveConfig = LiveConfig()

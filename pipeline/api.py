@@ -224,7 +224,7 @@ def open_executor(config: Config, items: Sequence[VideoItem], placement: Placeme
     if placement.ray == "off":
         if placement.workers > 1:
             raise UsageError("--workers needs Ray", f"--workers {placement.workers}", "add --ray auto")
-        return LocalExecutor(open_worker(config, items))
+        return LocalExecutor(open_worker(config, items), config.worker.streams_per_device)
     boxes = [parse_box(b) for b in config.boxes]
     prompts = encode_prompts(config, has_boxes=bool(boxes))
     from workers.ray_executor import RayExecutor, WorkerSpec

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from pipeline.link import MaskletNumbering, ReleaseBuffer
 from pipeline.results import FrameResult
@@ -30,6 +33,77 @@ def detect(
         with times.stage("detect"):
             found = detector.detect(batch, prompts)
         yield from zip(batch, found, strict=True)
+
+
+@dataclass(eq=False, slots=True)
+class _Stream:
+    """One stream's frames on their way through a joint detector."""
+
+    frames: Iterator[Frame]
+    times: StageTimes
+    pulled: list[Frame] = field(default_factory=list)
+    """Decoded, not yet looked at."""
+    ready: deque[tuple[Frame, Detections]] = field(default_factory=deque)
+    error: BaseException | None = None
+    """What its source failed with; raised when its own turn comes."""
+    is_over: bool = False
+
+    def pull(self, count: int) -> None:
+        """Have up to ``count`` frames to look at."""
+        while len(self.pulled) < count and not self.is_over:
+            with self.times.stage("decode"):
+                try:
+                    self.pulled.append(next(self.frames))
+                except StopIteration:
+                    self.is_over = True
+                except Exception as error:
+                    self.error, self.is_over = error, True
+
+
+class JointDetection:
+    """Frames of several streams in the same detector calls, for streams that take turns in one thread.
+
+    Whoever runs out of detections takes along the next frames of all others that have run out too; a call has up to
+    ``batch_frames`` frames, an equal share of each stream. A source or a detector that fails, fails for the stream
+    whose turn it is; the frames of the others wait for theirs.
+    """
+
+    def __init__(self, detector: Detector, batch_frames: int, num_streams: int) -> None:
+        self._detector = detector
+        self._share = max(1, batch_frames // num_streams)
+        self._streams: list[_Stream] = []
+
+    def detect(
+        self, frames: Iterable[Frame], prompts: Prompts, times: StageTimes
+    ) -> Iterator[tuple[Frame, Detections]]:
+        """As :func:`detect`, for one of the streams; all of them look for the same phrases."""
+        stream = _Stream(iter(frames), times)
+        self._streams.append(stream)
+        try:
+            while stream.ready or self._look(stream, prompts):
+                yield stream.ready.popleft()
+        finally:
+            self._streams.remove(stream)
+
+    def _look(self, asking: _Stream, prompts: Prompts) -> bool:
+        """One joint call; false when the asking stream has no more frames."""
+        asking.pull(self._share)
+        if not asking.pulled:
+            if asking.error is not None:
+                raise asking.error
+            return False
+        group = [asking, *(s for s in self._streams if s is not asking and not s.ready)]
+        for stream in group:
+            stream.pull(self._share)
+        batch = [frame for stream in group for frame in stream.pulled]
+        started = time.perf_counter()
+        found = iter(self._detector.detect(batch, prompts))
+        per_frame_s = (time.perf_counter() - started) / len(batch)
+        for stream in group:
+            stream.times.add("detect", per_frame_s * len(stream.pulled))
+            stream.ready.extend((frame, next(found)) for frame in stream.pulled)
+            stream.pulled.clear()
+        return True
 
 
 def track(

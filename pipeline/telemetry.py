@@ -27,7 +27,11 @@ class StageTimes:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add time that was measured elsewhere."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def waiting(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Pass ``items`` on and add the time spent waiting for each to this stage."""

@@ -5,6 +5,7 @@ It holds the prompt embeddings, never a text encoder. Vision features stay insid
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
@@ -12,10 +13,11 @@ from typing import Any
 
 from configs.schema import Config
 from pipeline import flow
+from pipeline.flow import JointDetection
 from pipeline.link import MaskletNumbering, ReleaseBuffer
 from pipeline.results import FrameResult
 from pipeline.telemetry import StageTimes
-from pipeline.types import BoxPrompt, Detector, Frame, FrameTracks, Prompts, Tracker
+from pipeline.types import BoxPrompt, Detections, Detector, Frame, FrameTracks, Prompts, Tracker
 from trackers import TRACKERS
 from workers.video_state import VideoState
 
@@ -37,6 +39,8 @@ class GpuWorker:
         self._config, self._prompts = config, prompts
         self._tracker_class = load_class(TRACKERS, config.tracker.name, "tracker")
         self._detector, self._parts = load_models(config)
+        batch_frames, num_streams = config.detector.batch_frames, config.worker.streams_per_device
+        self._joint = JointDetection(self._detector, batch_frames, num_streams) if num_streams > 1 else None
         self.times = StageTimes()
         self.counters: dict[str, int] = {}
         """Of the last video: ``withdrawn``, ``over_budget`` and what else its tracker counted."""
@@ -52,6 +56,12 @@ class GpuWorker:
         encode_boxes = getattr(self._detector, "encode_boxes")  # noqa: B009 - only the SAM3 detector has it
         self._prompts = encode_boxes(frame, boxes, self._prompts)
 
+    def sibling(self) -> GpuWorker:
+        """Another worker for a video beside this one: same models, same phrases, frames in the same detector calls."""
+        other = copy.copy(self)
+        other.times, other.counters = StageTimes(), {}
+        return other
+
     def begin(self, video_id: str, source_size: tuple[int, int]) -> VideoState:
         """The state of a video before its first frame."""
         buffer = ReleaseBuffer(self._config.tracker.hotstart_delay_frames)
@@ -65,10 +75,14 @@ class GpuWorker:
         ``after_frame`` is called with a frame's index once that frame is tracked and all that became final with it was
         consumed: then the state can be saved.
         """
-        detected = flow.detect(frames, self._detector, self._prompts, self._config.detector.batch_frames, self.times)
-        tracks = _noted(flow.track(detected, state.tracker, self.times), state, after_frame)
+        tracks = _noted(flow.track(self._detected(frames), state.tracker, self.times), state, after_frame)
         yield from flow.release(tracks, state.buffer, state.numbering)
         self.counters = state.counters
+
+    def _detected(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, Detections]]:
+        if self._joint is not None:
+            return self._joint.detect(frames, self._prompts, self.times)
+        return flow.detect(frames, self._detector, self._prompts, self._config.detector.batch_frames, self.times)
 
     def _make_tracker(self, video_id: str) -> Tracker:
         return make_tracker(self._config, self._tracker_class, self._detector, self._parts, video_id)

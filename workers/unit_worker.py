@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -49,6 +50,8 @@ class UnitWorker:
         decoder: DecodeProcess | None = None,
     ) -> None:
         self._config = config
+        self.progress_every_s = _PROGRESS_EVERY_S
+        """Whoever takes turns with siblings wants a turn per frame: 0."""
         self._stopping = Event()
         self._decoder = decoder or start_decoder(config)
         try:
@@ -58,6 +61,12 @@ class UnitWorker:
         except BaseException:
             self._decoder.close()
             raise
+
+    def sibling(self) -> UnitWorker:
+        """Another worker to take turns with, on the same models; it has a decode process of its own."""
+        other = copy.copy(self)
+        other._decoder, other._worker = start_decoder(self._config), self._worker.sibling()
+        return other
 
     def __enter__(self) -> UnitWorker:
         return self
@@ -166,7 +175,7 @@ class UnitWorker:
                 raise KeyboardInterrupt
             now = time.perf_counter()
             report.timings_s = {"total": round(now - started, 3)} | self._worker.times.rounded()
-            if now - told > _PROGRESS_EVERY_S:
+            if now - told >= self.progress_every_s:
                 told = now
                 yield UnitProgress(
                     unit.key, unit.video_id, report.num_tracked, expected, len(result), self._slowest_stage()
