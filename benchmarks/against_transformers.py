@@ -178,7 +178,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         wanted = GOALS[result["case"]]
         goals = ", ".join(f"{wanted[n]:g}x" for n in names)
         cells = [result["case"], *(f"{by[n]['wall_ms']:.0f}" for n in (REFERENCE, *names))]
-        cells += [f"**{by[n]['ratio_wall']:.2f}x**" for n in names] + [goals]
+        cells += [f"**{by[n]['ratio_wall']:.2f}x** (CPU {by[n]['ratio_cpu']:.2f}x)" for n in names] + [goals]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *_parts(results)])
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import against_transformers as bench
+from benchmarks import gpu
 from benchmarks.reference import pretend_ours
 from pipeline.bench import Models
 
 SIDE = 112
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +74,27 @@ def test_contestants_are_timed_and_the_model_gets_its_methods_back(built: tuple[
         assert one["ratio_wall"] > 0 and {"image encoder", "attention", "memory"} <= set(one["part_ms"])
     assert "**" in bench.table([result])
     assert built[0].run_detection.__func__ is type(built[0]).run_detection
+
+
+def test_the_gpu_benchmark_runs_without_decoders_or_ray(tmp_path: Path) -> None:
+    """In a process of its own, in which these packages cannot be imported, at a tiny size."""
+    code = (
+        "import sys\n"
+        "for name in ('av', 'decord', 'ray', 'pyarrow'): sys.modules[name] = None\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from benchmarks import gpu\n"
+        "gpu.CASES = [(2, 1)]; gpu.WARM_UP = 4\n"
+        f"sys.argv = ['gpu', '--size', 'tiny', '--device', 'cpu', '--frames', '4', '-o', {str(tmp_path)!r}]\n"
+        "gpu.main()\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT, capture_output=True)
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["reference", "exact", "adaptive"]
+    for row in rows:
+        assert row["fps"] > 0 and row["peak_mb"] > 0
+        assert {"image encoder", "detection", "neck", "memory"} <= set(row["part_ms"])
+    assert "| 2 | 1 | adaptive |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_the_floor_is_the_arithmetic_of_all_parts() -> None:
+    assert gpu.floor_tflop(5, 4) == pytest.approx((5.83 + 4 * 0.42 + 5 * 0.97, 5.83 + 4 * 0.42 + 5 * 1.31))

@@ -1,0 +1,237 @@
+"""``python -m benchmarks.gpu``: frames/s of our modes and of transformers' ``Sam3VideoModel`` at full size on one GPU.
+
+1/5/20/50 objects x 1/4 phrases, random weights (speed does not depend on them), 1008 px, bfloat16, the same frames and
+objects for everyone, in turns; see :mod:`benchmarks.reference` for what is forced and what is paid. Printed for each:
+frames/s, how many times the reference's, the share of the arithmetic floor (what the card would need for the
+multiplications alone), and peak memory. Under ten minutes on a large card; ``--minutes`` sets when no further case is
+begun.
+
+Needs torch, transformers, NumPy, OpenCV, pydantic and pycocotools; no PyAV, decord or Ray. ``--size tiny --device cpu``
+checks it anywhere. ``--one-frame`` runs ours alone on a single frame after a first one, for the memory it takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.reference import InMemory, Reference, full_config, random_model, tiny_config
+from configs.schema import Config, TrackerConfig
+from pipeline.bench import Models, Subject, device_name, load_models, modes, peak_mb, stopwatch
+from pipeline.bench_scene import Scene, synthetic_prompts
+
+CASES = [(objects, prompts) for objects in (1, 5, 20, 50) for prompts in (1, 4) if prompts <= objects]
+BLOCK, WARM_UP = 4, 20
+REFERENCE = "reference"
+RESULTS = Path(__file__).parent / "results"
+ENCODER_TFLOP, PHRASE_TFLOP = 5.83, 0.42
+"""Per frame, by formula (2 x multiply-adds): image encoder with both necks; detection per phrase."""
+OBJECT_TFLOP = (0.97, 1.31)
+"""Per object and frame, mask decoder and memory encoder included: with 7 and with 10 frame memories."""
+PEAK_TFLOPS = {"H200": 790.0, "H100": 790.0, "A100": 260.0, "L4": 100.0}
+"""Dense bfloat16 matrix products that were seen on such a card, 10^12/s; ``--peak-tflops`` for others."""
+
+
+def floor_tflop(objects: int, prompts: int) -> tuple[float, float]:
+    """Arithmetic of one frame in exact mode, before and after four conditioning memories are there."""
+    low, high = (ENCODER_TFLOP + PHRASE_TFLOP * prompts + per * objects for per in OBJECT_TFLOP)
+    return low, high
+
+
+def build(size: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Models]:
+    """A random model and ours on its weights."""
+    config = full_config() if size == "full" else tiny_config(112, 50)
+    model = random_model(config, device, dtype)
+    checkpoint: Any = InMemory(model)
+    return model, load_models(checkpoint, settings(), device, dtype)
+
+
+def settings() -> Config:
+    """Everything found is kept, as in the reference without its ``kernels`` package."""
+    return Config.model_validate({"detector": {"nms_iou": 1.0, "fill_hole_area_px": 0}})
+
+
+def like_the_reference() -> TrackerConfig:
+    """The reference's defaults where ours differ."""
+    return TrackerConfig(recondition_with="tracked", fill_hole_area_px=0)
+
+
+class Contest:
+    """Everyone on one scene. Memory is measured one contestant at a time, speed in turns."""
+
+    def __init__(self, model: Any, models: Models, objects: int, prompts: int, num_frames: int) -> None:
+        self.scene = Scene(objects, prompts, models.mask_side)
+        self._device = models.device
+        self._watch = stopwatch(models.device)
+        phrases = synthetic_prompts(prompts, models.text_width)
+        batch = settings().detector.batch_frames
+        self.reference = Reference(model, self.scene, WARM_UP + num_frames + 2 * BLOCK, stopwatch(models.device))
+        self.contestants: dict[str, Any] = {REFERENCE: self.reference} | {
+            mode: Subject(
+                models.detector, models.parts, self.scene, phrases, tracker, batch, mode, stopwatch(models.device)
+            )
+            for mode, tracker in modes(like_the_reference()).items()
+        }
+        self.peak_mb: dict[str, float] = {}
+
+    def warm_up(self, count: int) -> None:
+        """Fill the memories, and note what each needs for it."""
+        for name, one in self.contestants.items():
+            if self._device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self._device)
+            one.advance(count)
+            self._watch.wait()
+            self.peak_mb[name] = peak_mb(self._device)
+
+    def seconds(self, num_blocks: int) -> dict[str, list[float]]:
+        """Seconds per frame and block of everyone."""
+        spent: dict[str, list[float]] = {name: [] for name in self.contestants}
+        for _ in range(num_blocks):
+            for name, one in self.contestants.items():
+                self._watch.wait()
+                started = time.perf_counter()
+                done = one.advance(BLOCK)
+                self._watch.wait()
+                spent[name].append((time.perf_counter() - started) / BLOCK)
+                assert all(len(self._ids(d)) == self.scene.objects for d in done), f"{name} lost an object"
+        return spent
+
+    @staticmethod
+    def _ids(done: Any) -> Any:
+        return done if isinstance(done, dict) else done[1].track_id
+
+    def parts(self) -> dict[str, dict[str, float]]:
+        """Milliseconds per frame by part of the work, over one block with a wait after every part."""
+        found = {}
+        for name, one in self.contestants.items():
+            one.watch.is_on = True
+            one.advance(BLOCK)
+            one.watch.is_on = False
+            found[name] = {part: 1e3 * s / BLOCK for part, s in one.watch.seconds.items()}
+        return found
+
+
+def measure(
+    model: Any, models: Models, case: tuple[int, int], num_frames: int, peak_tflops: float | None
+) -> list[dict[str, Any]]:
+    """One row per contestant."""
+    objects, prompts = case
+    contest = Contest(model, models, objects, prompts, num_frames)
+    contest.warm_up(WARM_UP)
+    spent = contest.seconds(max(1, num_frames // BLOCK))
+    parts = contest.parts()
+    contest.reference.close()
+    low, high = floor_tflop(objects, prompts)
+    rows = []
+    for name, seconds in spent.items():
+        frame_s = statistics.median(seconds)
+        ratio = statistics.median(a / b for a, b in zip(spent[REFERENCE], seconds, strict=True))
+        # The floor is that of exact arithmetic; adaptive mode may well need less than it.
+        share = low / peak_tflops / frame_s if peak_tflops else None
+        rows.append(
+            {
+                "objects": objects,
+                "prompts": prompts,
+                "name": name,
+                "fps": 1 / frame_s,
+                "ratio": ratio,
+                "floor_tflop": [low, high],
+                "share_of_floor": share,
+                "peak_mb": contest.peak_mb[name],
+                "part_ms": parts[name],
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| objects | phrases | | frames/s | / reference | of the floor | peak MB |", "|--|--|--|--|--|--|--|"]
+    for row in rows:
+        share = "" if row["share_of_floor"] is None else f"{row['share_of_floor']:.0%}"
+        cells = (row["objects"], row["prompts"], row["name"], f"{row['fps']:.1f}", f"{row['ratio']:.2f}x", share)
+        lines.append("| " + " | ".join(str(c) for c in (*cells, f"{row['peak_mb']:.0f}")) + " |")
+    return "\n".join(lines)
+
+
+def one_frame(models: Models, objects: int) -> dict[str, Any]:
+    """Ours alone: a first frame on which everyone is born, then one that is tracked; seconds and peak memory."""
+    scene = Scene(objects, 1, models.mask_side)
+    phrases = synthetic_prompts(1, models.text_width)
+    subject = Subject(
+        models.detector, models.parts, scene, phrases, TrackerConfig(), 1, "one", stopwatch(models.device)
+    )
+    subject.watch.is_on = True
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        [(_, low)] = subject.advance(1)
+        seconds.append(time.perf_counter() - started)
+        assert len(low.track_id) == objects
+    return {
+        "objects": objects,
+        "first_frame_s": seconds[0],
+        "tracked_frame_s": seconds[1],
+        "part_s": subject.watch.seconds,
+        "peak_mb": peak_mb(models.device),
+        "state_mb": subject.tracker.num_state_bytes / 1e6,
+    }
+
+
+def _peak_of(device: torch.device) -> float | None:
+    name = device_name(device)
+    return next((peak for card, peak in PEAK_TFLOPS.items() if card in name), None)
+
+
+def main() -> None:
+    """The whole table."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--size", choices=("full", "tiny"), default="full")
+    options.add_argument("--device", default="cuda")
+    options.add_argument("--dtype", choices=("bfloat16", "float32"), default=None)
+    options.add_argument("--frames", type=int, default=24, help="counted per case")
+    options.add_argument("--minutes", type=float, default=8.0, help="no further case is begun after")
+    options.add_argument("--peak-tflops", type=float, default=None)
+    options.add_argument("--one-frame", type=int, metavar="OBJECTS", help="only this: one frame, for its memory")
+    options.add_argument("-o", "--out", type=Path, default=RESULTS)
+    given = options.parse_args()
+    started = time.perf_counter()
+    device = torch.device(given.device)
+    dtype = getattr(torch, given.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    model, models = build(given.size, device, dtype)
+    if given.one_frame:
+        print(json.dumps(one_frame(models, given.one_frame), indent=1))
+        return
+    peak, rows, left_out = given.peak_tflops or _peak_of(device), list[dict[str, Any]](), list[str]()
+    for case in CASES:
+        if time.perf_counter() - started > 60 * given.minutes:
+            left_out.append(f"{case[0]} objects, {case[1]} phrases")
+            continue
+        rows += measure(model, models, case, given.frames, peak)
+        gc.collect()
+        print(table(rows[-len(models_of(rows)) :]), f"\n{time.perf_counter() - started:.0f} s so far", flush=True)
+        _write(rows, left_out, given.out, f"{device_name(device)}, {given.size}, {dtype}, torch {torch.__version__}")
+    print(table(rows), *(f"not begun in time: {case}" for case in left_out), sep="\n")
+
+
+def models_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The contestants."""
+    return list(dict.fromkeys(row["name"] for row in rows))
+
+
+def _write(rows: Sequence[dict[str, Any]], left_out: Sequence[str], out: Path, where: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "gpu.json").write_text(json.dumps({"where": where, "rows": rows, "left_out": left_out}, indent=1) + "\n")
+    (out / "gpu.md").write_text(f"`python -m benchmarks.gpu`: {where}\n\n{table(rows)}\n")
+
+
+if __name__ == "__main__":
+    main()
