@@ -198,13 +198,30 @@ class Acted:
 )
 def test_with_arrivals_removals_and_reconditioning_masks_agree(seed: int, num_prompts: int, expected: set[str]) -> None:
     """The reference with its faults repaired; several phrases; false alarms; both keep-alive rules."""
+    events = _compare(seed, num_prompts, num_actors=5)
+    assert expected <= {name for name, count in events.items() if count}
+
+
+_CROWDS = [(seed, 1 + seed % 4, 6 + (seed * 7) % 27) for seed in range(20, 40)]
+"""Seed, phrases and actors of 20 further clips; up to 32 actors."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "num_prompts", "num_actors"), _CROWDS)
+def test_crowds_agree(seed: int, num_prompts: int, num_actors: int) -> None:
+    """As above, with more objects."""
+    assert _compare(seed, num_prompts, num_actors)["born_later"] > 0
+
+
+def _compare(seed: int, num_prompts: int, num_actors: int) -> Counter[str]:
+    """Ours against the repaired reference on one clip, frame by frame; what happened in it."""
     only_in_hotstart = bool(seed % 2)
     model = _model(
         seed, recondition_every_nth_frame=4, suppress_unmatched_only_within_hotstart=only_in_hotstart,
         init_trk_keep_alive=3, max_trk_keep_alive=6, suppress_overlapping_based_on_recent_occlusion_threshold=0.15,
     )  # fmt: skip
     num_frames = 36
-    scene = make_scene(seed, num_actors=5, num_frames=num_frames, num_prompts=num_prompts)
+    scene = make_scene(seed, num_actors=num_actors, num_frames=num_frames, num_prompts=num_prompts)
     acted = Acted(scene, num_prompts)
     peer = Peer(model, _video(seed, num_frames), num_prompts, acted.detections)
     peer.repair()
@@ -233,7 +250,7 @@ def test_with_arrivals_removals_and_reconditioning_masks_agree(seed: int, num_pr
         for row, track in enumerate(ids):
             assert _iou(low.logits[row] > 0, theirs.logits[track] > 0) >= 0.99, f"frame {t}, object {track}"
         acted.note(t, low)
-    assert expected <= {name for name, count in ours.events.items() if count}
+    return ours.events
 
 
 def _iou(a: torch.Tensor, b: torch.Tensor) -> float:
