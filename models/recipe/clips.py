@@ -278,7 +278,7 @@ def evaluation_clip(seed: int, category: str, frames: int = 60) -> Clip:
 
 def evaluation_set(count: int = 50) -> list[tuple[int, str]]:
     """(seed, category) of the held-out clips, categories in turn."""
-    return [(9000 + i, CATEGORIES[i % len(CATEGORIES)]) for i in range(count)]
+    return [(12_000 + i, CATEGORIES[i % len(CATEGORIES)]) for i in range(count)]
 
 
 def encode(clip: Clip, path: Path, crf: int = 23) -> None:

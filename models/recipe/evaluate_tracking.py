@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.recipe import train_tracker
-from models.recipe.clips import Clip, encode, evaluation_clip, evaluation_set
+from models.recipe.clips import CATEGORIES, Clip, encode, evaluation_clip, evaluation_set
 from models.recipe.net import Shape, Tiny
 
 PACKAGED = Path(__file__).parent.parent / "tiny"
@@ -128,7 +128,7 @@ def summarise(scored: Sequence[Scored], name: str) -> dict[str, float]:
 
 
 def pipeline_table(model: Path, count: int = 50, options: Sequence[str] = ()) -> dict[str, float]:
-    """All tracking figures; look-alike clips also under box association and under copying the last mask."""
+    """All tracking figures, beside box association; look-alike clips also under copying the last mask."""
     ours, boxes, copies = [], [], []
     seconds, frames = 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
@@ -139,13 +139,14 @@ def pipeline_table(model: Path, count: int = 50, options: Sequence[str] = ()) ->
             found = run_pipeline(clip, path, model, "sam3_memory", options)
             seconds, frames = seconds + time.perf_counter() - start, frames + len(found)
             ours.append(score(clip, found))
+            boxes.append(score(clip, run_pipeline(clip, path, model, "bytetrack", options)))
             if category == "look-alike":
-                boxes.append(score(clip, run_pipeline(clip, path, model, "bytetrack", options)))
                 copies.append(score(clip, copy_last(found)))
-    table = summarise(ours, "all clips")
-    for category in ("crossing", "occlusion", "look-alike"):
+    table = summarise(ours, "all clips") | summarise(boxes, "all clips, box association")
+    for category in CATEGORIES:
         table |= summarise([s for s in ours if s.category == category], category)
-    table |= summarise(boxes, "look-alike, box association") | summarise(copies, "look-alike, copy the last mask")
+        table |= summarise([s for s in boxes if s.category == category], f"{category}, box association")
+    table |= summarise(copies, "look-alike, copy the last mask")
     table["identity kept after occlusion"] = float(
         np.mean([kept_after_occlusion(s) for s in ours if s.category == "occlusion"])
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -68,13 +67,20 @@ def track_many(folder: Path, count: int, *options: str) -> Outcome:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        peak_mb = 0.0
+        while process.poll() is None:
+            peak_mb = max(peak_mb, _high_water_mb(process.pid))
+            time.sleep(0.1)
         log.seek(0)
         output = log.read()
     seconds = time.monotonic() - started
-    return Outcome(process.returncode, output, seconds, _megabytes(usage), expected)
+    return Outcome(process.returncode, output, seconds, peak_mb, expected)
 
 
-def _megabytes(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss / 1024  # kilobytes on Linux
+def _high_water_mb(pid: int) -> float:
+    """Largest resident size so far. Not `ru_maxrss`: that one starts at the size of the parent that forked it."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)

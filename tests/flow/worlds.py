@@ -80,7 +80,10 @@ def _walkers(seed: int, length: int) -> str:
 
 def start_driver(world: World, run: Path, *arguments: str, sets: Sequence[str] = ()) -> subprocess.Popen[str]:
     """`masklet track` in a process group of its own, started elsewhere and with relative paths, as users do."""
-    command = [sys.executable, "-m", "pipeline", "track", "clips", "--text", "disc", "--detections", "detections"]
+    # A shell's background jobs are started with interrupts ignored, and so would be what they start.
+    listening = ["env", "--default-signal=INT"]
+    program = [*listening, sys.executable, "-m", "pipeline", "track"]
+    command = [*program, "clips", "--text", "disc", "--detections", "detections"]
     options = ["--tracker", "bytetrack", "-o", str(run), "--set", "decode.stall_timeout_s=3"]
     assignments = [part for s in ("output.frames_per_part=100", *sets) for part in ("--set", s)]
     return subprocess.Popen(

@@ -42,6 +42,7 @@ def cluster() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # cameras do not wait, and a busy machine starves what is nice
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # workers import the fakes
         session = connect("local", num_cpus=4)
     yield
     session.close()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.recipe.evaluate import answer, detection_table, held_out_scenes, questions, tally
-from models.recipe.evaluate_tracking import memory_table
+from models.recipe.evaluate_tracking import memory_table, pipeline_table
 from models.recipe.net import Phrases, Shape, Tiny, detect, load, to_pixels
 from models.recipe.train_detector import compose
 
@@ -25,6 +25,11 @@ def tiny() -> Tiny:
 @pytest.fixture(scope="module")
 def small_table(tiny: Tiny) -> dict[str, float]:
     return detection_table(tiny, images=100)
+
+
+@pytest.fixture(scope="module")
+def small_tracking() -> dict[str, float]:
+    return pipeline_table(FOLDER, 6)
 
 
 def test_folder_is_small_and_complete() -> None:
@@ -58,6 +63,11 @@ def test_detection_reaches_nine_tenths_of_the_card(small_table: dict[str, float]
 def test_memory_tracker_reaches_nine_tenths_of_the_card(tiny: Tiny) -> None:
     table = memory_table(tiny, batches=4)
     assert table["miou"] >= 0.9 * FIGURES["memory tracker"]["miou"]
+
+
+@pytest.mark.parametrize("figure", ["all clips HOTA", "all clips IDF1"])
+def test_tracking_reaches_nine_tenths_of_the_card(small_tracking: dict[str, float], figure: str) -> None:
+    assert small_tracking[figure] >= 0.9 * FIGURES["pipeline"][figure]
 
 
 def test_the_training_forward_is_the_public_forward(tiny: Tiny) -> None:
