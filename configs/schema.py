@@ -67,6 +67,12 @@ class DetectorConfig(Section):
 
     score_threshold: Probability = Field(0.5, description="detections below are dropped")
     nms_iou: Probability = Field(0.1, description="mask IoU above which the weaker of two detections is dropped")
+    mask_margin: float | None = Field(
+        None,
+        ge=0,
+        le=10,
+        description="a mask ends so far outside its box, in sides of the box; none: wherever the model draws, as SAM3",
+    )
     fill_hole_area_px: int = Field(16, ge=0, description="holes and islands up to this area, pixels of a 288 px mask")
     batch_frames: int = Field(4, ge=1, le=64, description="frames per call of the image encoder")
     veto_iou: Probability = Field(0.5, description="mask IoU with a --not-text detection that vetoes a detection")

@@ -40,6 +40,27 @@ def mask_iou(a: Tensor, b: Tensor) -> Tensor:
     return inter / union.clamp(min=1)
 
 
+def within_boxes(logits: Tensor, boxes: Tensor, margin: float) -> Tensor:
+    """Mask logits ``(N, h, w)`` that are nowhere positive outside their box.
+
+    A weak mask head answers for a thing's twin across the picture too; the box knows which of them is meant. (Cropping
+    masks with their boxes: YOLACT, Bolya et al. 2019, section 3.1.)
+
+    Args:
+        boxes: ``(N, 4)`` xyxy in 0..1.
+        margin: how much room around the box, in sides of the box; at least half a pixel of the mask is left.
+    """
+    height, width = logits.shape[1:]
+    inside = torch.ones_like(logits, dtype=torch.bool)
+    for axis, count in ((0, width), (1, height)):
+        low, high = boxes[:, axis], boxes[:, axis + 2]
+        centre = (torch.arange(count, device=logits.device) + 0.5) / count
+        room = margin * (high - low) + 0.5 / count
+        within = (centre >= (low - room)[:, None]) & (centre <= (high + room)[:, None])
+        inside &= within[:, None, :] if axis == 0 else within[:, :, None]
+    return torch.where(inside, logits, -logits.abs())
+
+
 def greedy_nms(iou: Float32Array, score: Float32Array, iou_threshold: float) -> list[int]:
     """Rows kept when the best-scoring one suppresses all that overlap it by more than the threshold, and so on.
 

@@ -31,7 +31,7 @@ from trackers.memory_bank import MemoryBank
 from trackers.overlap import CLEARED_LOGIT, clear_shrunk
 from trackers.rendering import LowResTracks
 from trackers.sam_heads import NO_OBJECT_LOGIT, Decoded, SamHeads, Vision
-from trackers.trajectory import Trajectories
+from trackers.trajectory import Trajectories, extents
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class _Survey:
     """``(N + A, 4)`` tight boxes, mask pixels."""
     likeness: Float32Array
     """``(N + A, M)`` cosine with the objects' mean looks."""
+    resemblance: Float32Array
+    """``(M, M)`` cosine of the objects' mean looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +160,19 @@ class Adaptive:
         path, n = self.trajectories, len(found)
         survey = self._survey(torch.cat([inside, moved(self.masks, path.shift)]), looks)
         box = survey.box[:n].astype(np.float64)
-        side = np.maximum(box[:, 2:] - box[:, :2], 1)
         return Outlook(
             det_score=found.score,
             det_prompt=found.prompt_id,
             det_centre=(box[:, :2] + box[:, 2:]) / 2,
-            det_size=np.sqrt(side[:, 0] * side[:, 1]),
+            det_extent=extents(box),
             prompt=self._lifecycle.prompt_ids,
             centre=path.centre,
             last_centre=(path.box[:, :2] + path.box[:, 2:]) / 2,
-            size=path.size,
+            extent=path.extent,
             iou=survey.iou[:n, n:],
             rival_iou=survey.iou[n:, n:].copy(),
             likeness=survey.likeness[:n],
+            resemblance=survey.resemblance,
             unseen=path.unseen.copy(),
             since_attention=path.since_attention.copy(),
             detector_ran=detector_ran,
@@ -179,11 +181,14 @@ class Adaptive:
     def _survey(self, inside: Tensor, looks: FrameLooks) -> _Survey:
         """One transfer to the host."""
         count, num_rows = len(inside), len(self.trajectories)
-        likeness = inside.new_zeros((count, num_rows), dtype=torch.float32)
+        likeness = inside.new_zeros((count + num_rows, num_rows), dtype=torch.float32)
         if num_rows:
-            likeness = looks.describe(inside) @ self._gallery.looks.T
-        table = torch.cat([mask_iou(inside, inside), boxes(inside), likeness], dim=1).cpu().numpy()
-        return _Survey(table[:, :count], table[:, count : count + 4], table[:, count + 4 :])
+            known = self._gallery.looks
+            likeness = torch.cat([looks.describe(inside), known]) @ known.T
+        table = torch.cat([mask_iou(inside, inside), boxes(inside)], dim=1)
+        flat = torch.cat([table.flatten(), likeness.flatten()]).cpu().numpy()
+        table, likeness = flat[: table.numel()].reshape(table.shape), flat[table.numel() :].reshape(likeness.shape)
+        return _Survey(table[:, :count], table[:, count:], likeness[:count], likeness[count:])
 
     def _attend(self, step: int, frame: _Frame, rows: Int64Array) -> _Attended:
         """Memory attention for ``rows``, after writing what they have pending."""
@@ -290,7 +295,7 @@ class Adaptive:
         """Place, look and clocks after this frame."""
         path, shows = self.trajectories, verdict.shows
         seen = np.flatnonzero(shows >= 0)
-        path.box[seen] = box[shows[seen]]
+        path.see(seen, box[shows[seen]].astype(np.float64))
         path.correct(np.flatnonzero((shows >= 0) & ~verdict.is_merged))
         path.unseen = np.where(verdict.claimed >= 0, 0, path.unseen + detector_ran)
         path.since_attention += 1

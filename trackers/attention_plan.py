@@ -28,7 +28,14 @@ _RIVAL_IOU = 0.1
 _REACH_PER_SIZE = 0.6
 """How far from its predicted place an object may be after one frame, in its own sizes."""
 _MAX_SIZE_RATIO = 1.8
-"""An object out of sight does not come back larger or smaller than this (side lengths)."""
+"""Side lengths: nothing is larger than this beside what it was, nor smaller while it is in sight. What comes out from
+behind something may be as small as its edge."""
+_LOOK_RAMP = 0.1
+"""A likeness of ``same_look`` counts 0, one so much higher counts 1: beyond that, differences are the light's."""
+_TWINS, _STRANGERS = 0.03, 0.1
+"""1 - cosine of two objects' looks up to which nothing is concluded from the looks, and from which everything is."""
+_LOOK_NOISE = 0.05
+"""Likenesses that differ by much less than this are the same."""
 _LOST_DISCOUNT = 0.85
 """What is in sight comes first where the evidence is equal."""
 _UNLIKE_DISCOUNT = 0.3
@@ -68,7 +75,7 @@ class Outlook:
     """``(N,)``"""
     det_centre: Float64Array
     """``(N, 2)`` centres x, y of the detected masks, mask pixels."""
-    det_size: Float64Array
+    det_extent: Float64Array
     """``(N,)`` square root of the box area."""
     prompt: Int16Array
     """``(M,)``"""
@@ -76,14 +83,16 @@ class Outlook:
     """``(M, 2)`` predicted."""
     last_centre: Float64Array
     """``(M, 2)`` of the last masks."""
-    size: Float64Array
-    """``(M,)``"""
+    extent: Float64Array
+    """``(M,)`` square root of the box area when all of the object is seen."""
     iou: Float32Array
     """``(N, M)`` mask IoU of detections and last masks moved to where they are predicted."""
     rival_iou: Float32Array
     """``(M, M)`` mask IoU among the moved masks; the diagonal does not matter."""
     likeness: Float32Array
     """``(N, M)`` cosine of the looks."""
+    resemblance: Float32Array
+    """``(M, M)`` cosine of the objects' own looks."""
     unseen: Int64Array
     """``(M,)`` frames since a detection was last the object's; 0: on the frame before."""
     since_attention: Int64Array
@@ -143,20 +152,39 @@ def affinity(seen: Outlook, tracked_iou: Float32Array, config: TrackerConfig) ->
         tracked_iou: ``(N, M)`` mask IoU of detections and masks found by attention; 0 for who did not attend.
 
     Half place, half look. Place is the better of overlap and nearness; nearness falls to 0 at a reach that grows with
-    the square root of the frames unseen. What looks unlike needs a clear overlap and yields to everyone else.
+    the square root of the frames unseen. What looks unlike needs a clear overlap and yields to everyone else; what
+    looks more like another object that it could be counts less (:func:`_distinction`).
     """
     nearness = _nearness(seen, seen.centre)
     stays = np.where(seen.unseen == 0, _STAYS_DISCOUNT * _nearness(seen, seen.last_centre), 0)
     nearness = np.maximum(nearness, stays)
-    ratio = seen.det_size[:, None] / np.maximum(seen.size, 1e-6)[None]
-    fits = np.maximum(ratio, 1 / np.maximum(ratio, 1e-6)) <= _MAX_SIZE_RATIO
+    ratio = seen.det_extent[:, None] / np.maximum(seen.extent, 1e-6)[None]
+    fits = (ratio <= _MAX_SIZE_RATIO) & ((ratio >= 1 / _MAX_SIZE_RATIO) | (seen.unseen > 0)[None])
     overlap = np.maximum(seen.iou, tracked_iou).astype(np.float64)
     place = np.maximum(overlap, np.where(fits, 0.8 * nearness, 0))
     like = seen.likeness >= config.same_look
-    look = np.clip((seen.likeness - config.same_look) / max(1 - config.same_look, 1e-6), 0, 1)
+    look = np.clip((seen.likeness - config.same_look) / _LOOK_RAMP, 0, 1)
+    look = np.minimum(look, _distinction(seen, (place > 0) & seen.same_prompt))
     together = np.where(place > 0, 0.5 * place + 0.5 * look, 0) * np.where(seen.unseen > 0, _LOST_DISCOUNT, 1)
     in_spite = np.where((overlap >= config.track_match_iou) & (seen.unseen == 0), _UNLIKE_DISCOUNT * overlap, 0)
     return np.asarray(np.where(seen.same_prompt, np.where(like, together, in_spite), 0))
+
+
+def _distinction(seen: Outlook, possible: BoolArray) -> Float64Array:
+    """``(N, M)`` 1: nothing speaks for another object, down to 0: it looks like another one that it could be.
+
+    The difference of two likenesses is measured against how different the two objects are: twins are told apart by
+    their places alone, a red thing from a blue one even while they pass and their masks mix.
+
+    Args:
+        possible: ``(N, M)`` where the place allows it.
+    """
+    apart = np.maximum(1 - seen.resemblance, 0).astype(np.float64)
+    margin = (seen.likeness[:, :, None] - seen.likeness[:, None]) / (apart + _LOOK_NOISE)
+    weight = np.clip((apart - _TWINS) / (_STRANGERS - _TWINS), 0, 1)
+    doubt = np.clip(0.5 - 0.5 * margin, 0, 1) * weight
+    rival = possible[:, None] & ~np.eye(len(seen.prompt), dtype=bool)
+    return np.asarray(1 - np.where(rival, doubt, 0.0).max(2, initial=0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +263,7 @@ def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: Trac
         return tracked.is_there
     rows = tracked.rows
     distance = np.linalg.norm(tracked.centre - seen.centre[rows], axis=1)
-    near = distance <= seen.size[rows] * np.sqrt(1.0 + seen.unseen[rows])
+    near = distance <= seen.extent[rows] * np.sqrt(1.0 + seen.unseen[rows])
     recent = seen.unseen[rows] < config.hide_after_frames
     taken = np.unique(claimed[claimed >= 0])
     jumped = ((tracked.det_iou[taken] >= _JUMPED_IOU) & seen.same_prompt[taken][:, rows]).any(0)
@@ -245,7 +273,7 @@ def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: Trac
 def _nearness(seen: Outlook, centre: Float64Array) -> Float64Array:
     """``(N, M)`` 1 at ``centre`` ``(M, 2)``, 0 at an object's reach, negative beyond."""
     distance = np.linalg.norm(seen.det_centre[:, None] - centre[None], axis=2)
-    reach = _REACH_PER_SIZE * seen.size * np.sqrt(1.0 + seen.unseen)
+    reach = _REACH_PER_SIZE * seen.extent * np.sqrt(1.0 + seen.unseen)
     return np.asarray(1 - distance / np.maximum(reach, 1e-6))
 
 

@@ -35,7 +35,7 @@ from trackers.rendering import LowResTracks, render
 from trackers.sam_heads import NO_OBJECT_LOGIT, Decoded, SamHeads, Vision
 from trackers.state_files import read_state, write_state
 
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 _TENSORS = "tracker.safetensors"
 _PREFIX = "adaptive."
 _BOX_LOGIT = 10.0

@@ -11,6 +11,16 @@ from pipeline.types import BoolArray, Int64Array
 from trackers import kalman
 from trackers.kalman import Float64Array
 
+_FADE = 0.98
+"""Share of the extent that is left after a frame on which less was seen: something that recedes is not "half hidden"
+for longer than a second or two."""
+
+
+def extents(boxes: NDArray[np.float64]) -> Float64Array:
+    """``(N,)`` square root of the area of boxes ``(N, 4)``; no side is under one pixel."""
+    side = np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
+    return np.asarray(np.sqrt(side[:, 0] * side[:, 1]))
+
 
 @dataclass(slots=True)
 class Trajectories:
@@ -22,6 +32,12 @@ class Trajectories:
     """``(M, 8, 8)``"""
     box: Float64Array
     """``(M, 4)`` xyxy of the last mask."""
+    extent: Float64Array
+    """``(M,)`` square root of the box area when all of the object is seen: a maximum that fades.
+
+    What was last seen of something that went behind a screen is a sliver; how far it may have gone since and how large
+    it comes back is told by the whole.
+    """
     unseen: Int64Array
     """``(M,)`` frames since a detection was the object's."""
     since_attention: Int64Array
@@ -33,14 +49,15 @@ class Trajectories:
     def none(cls) -> Trajectories:
         """No objects."""
         clocks = (np.zeros(0, np.int64) for _ in range(3))
-        return cls(np.zeros((0, 8)), np.zeros((0, 8, 8)), np.zeros((0, 4)), *clocks)
+        return cls(np.zeros((0, 8)), np.zeros((0, 8, 8)), np.zeros((0, 4)), np.zeros(0), *clocks)
 
     @classmethod
     def begin(cls, boxes: NDArray[np.float64], since_attention: Int64Array) -> Trajectories:
         """New objects at ``boxes`` ``(K, 4)``, just seen, in memory."""
         mean, covariance = kalman.begin(kalman.measure(boxes))
         zeros = np.zeros(len(boxes), np.int64)
-        return cls(mean, covariance, boxes.astype(np.float64), zeros, since_attention, zeros.copy())
+        whole = boxes.astype(np.float64)
+        return cls(mean, covariance, whole, extents(whole), zeros, since_attention, zeros.copy())
 
     def __len__(self) -> int:
         return len(self.unseen)
@@ -65,15 +82,15 @@ class Trajectories:
         return self.mean[:, :2]
 
     @property
-    def size(self) -> Float64Array:
-        """``(M,)`` square root of the box area."""
-        return np.asarray(np.sqrt(np.maximum(self.mean[:, 2], 1e-3)) * np.maximum(self.mean[:, 3], 1.0))
-
-    @property
     def shift(self) -> Int64Array:
         """``(M, 2)`` whole pixels x, y from the last mask to the predicted place."""
         last = (self.box[:, :2] + self.box[:, 2:]) / 2
         return np.rint(self.centre - last).astype(np.int64)
+
+    def see(self, rows: Int64Array, boxes: NDArray[np.float64]) -> None:
+        """Objects ``rows`` were seen at ``boxes``; where they move is another question (:meth:`correct`)."""
+        self.box[rows] = boxes
+        self.extent[rows] = np.maximum(extents(boxes), _FADE * self.extent[rows])
 
     def correct(self, rows: Int64Array) -> None:
         """Objects ``rows`` have moved to their ``box``."""

@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from models.recipe.losses import to_cxcywh
+from configs.load import load_config
+from models.recipe.losses import to_cxcywh, to_xyxy
 from models.recipe.net import Phrases, Tiny, detect, load, to_pixels
 from models.recipe.scenes import Rng, Scene, absent_queries, sample_scene, sized
 from models.recipe.vocabulary import ANY, EXEMPLAR_TEXT, N_COLOURS, Query, phrase
+from pipeline.torch_masks import within_boxes
 
 Mask = NDArray[np.bool_]
 HELD_OUT_SEED = 20_000  # training draws from streams [seed, 1] and [seed, 2]; these never meet them
@@ -139,7 +141,8 @@ def _suppress(scores: NDArray[np.float32], masks: Mask, limit: float) -> list[in
 def answer(
     tiny: Tiny, scenes: Sequence[Scene], asked: Sequence[Question], floor: float = 0.05, batch: int = 10
 ) -> list[Answer]:
-    """Run the detector on every question, images shared by their questions."""
+    """Run the detector on every question, images shared by their questions; masks confined as `masklet` does it."""
+    margin = load_config().detector.mask_margin
     phrases, by_scene, out = Phrases(), defaultdict[int, list[int]](list), dict[int, Answer]()
     for j, q in enumerate(asked):
         by_scene[q.scene].append(j)
@@ -165,8 +168,11 @@ def answer(
         for k, j in enumerate(order):
             keep = (scores[k] > floor).nonzero().flatten()
             size = scenes[0].ids.shape
+            drawn = found.masks[k, keep]
+            if margin is not None:
+                drawn = within_boxes(drawn, to_xyxy(found.boxes[-1, k, keep]), margin)
             masks = (
-                (F.interpolate(found.masks[k, keep][None], size=size, mode="bilinear")[0] > 0).numpy()
+                (F.interpolate(drawn[None], size=size, mode="bilinear")[0] > 0).numpy()
                 if len(keep)
                 else np.zeros((0, *size), bool)
             )

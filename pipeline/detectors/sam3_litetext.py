@@ -22,7 +22,7 @@ from pipeline.checkpoints import Checkpoint
 from pipeline.detectors.sam3_network import Decoded, Sam3Network
 from pipeline.device_memory import with_smaller_batches
 from pipeline.errors import UsageError
-from pipeline.torch_masks import area_at, fill_holes_and_islands, greedy_nms, mask_iou
+from pipeline.torch_masks import area_at, fill_holes_and_islands, greedy_nms, mask_iou, within_boxes
 from pipeline.types import BoxPrompt, Detections, Float32Array, Frame, Prompts, UInt8Array
 
 _PAIRS_PER_CALL = 32
@@ -244,6 +244,8 @@ class Sam3LiteTextDetector:
         pair, query = torch.nonzero(score > self._config.score_threshold, as_tuple=True)
         masks = self._network.masks(states, frame, decoded, text, mask, pair, query)
         boxes = decoded.boxes[pair.to(self.device), query.to(self.device)]
+        if self._config.mask_margin is not None:
+            masks = within_boxes(masks, boxes, self._config.mask_margin)
         return _Hits(frame[pair].numpy(), phrase[pair].numpy(), score[pair, query].numpy(), boxes, masks)
 
     def _scores(self, decoded: Decoded, phrase: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.models.sam3_video.modeling_sam3_video import mask_iou as reference_iou
 
 from pipeline import torch_masks
-from pipeline.torch_masks import fill_holes_and_islands, greedy_nms, mask_iou, nms
+from pipeline.torch_masks import fill_holes_and_islands, greedy_nms, mask_iou, nms, within_boxes
 
 torch.set_num_threads(1)
 
@@ -58,6 +58,19 @@ def test_iou_in_slices_equals_iou_at_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_iou_of_nothing_is_empty() -> None:
     assert mask_iou(torch.zeros(0, 4, 4, dtype=torch.bool), torch.ones(2, 4, 4, dtype=torch.bool)).shape == (0, 2)
+
+
+def test_boxes_confine_masks_and_leave_the_rest_bit_equal() -> None:
+    logits = torch.tensor([[[3.0, -1, 2, 4, 5, -2]] * 4, [[1.0] * 6] * 4])
+    boxes = torch.tensor([[0.0, 0.3, 0.45, 0.7], [0.0, 0.0, 0.0, 0.0]])
+    found = within_boxes(logits, boxes, 0.0)
+    inside = torch.zeros(2, 4, 6, dtype=torch.bool)
+    inside[0, 1:3, :3] = True  # half a pixel of room
+    inside[1, 0, 0] = True
+    assert torch.equal(found[inside], logits[inside])
+    assert torch.equal(found[~inside], -logits[~inside].abs())
+    wider = within_boxes(logits, boxes, 0.5)
+    assert torch.equal(wider[0, :, :5], logits[0, :, :5]) and (wider[0, :, 5:] <= 0).all()
 
 
 def test_nms_keeps_what_only_a_suppressed_mask_overlaps() -> None:

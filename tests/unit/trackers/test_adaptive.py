@@ -134,6 +134,20 @@ def test_an_object_behind_a_screen_keeps_its_id(parts: SimpleNamespace) -> None:
     assert max(max(frame) for frame in seen) == 2
 
 
+def test_an_object_that_comes_out_edge_first_keeps_its_id(parts: SimpleNamespace) -> None:
+    """It moves 1 px a frame behind a screen from 14 to 27 px: what is last seen of it is a sliver, and first too."""
+    watched = Watched(parts)
+    watched.run([[(0, 20, RED)]] * 6)
+    for t in range(24):
+        things = [(t, 20, RED)]
+        found = _detections(things)
+        found.mask_logits[:, :, 14:27] = -10
+        is_seen = bool((found.mask_logits > 0).any())
+        low = watched.tracker.advance(_frame(6 + t, things), found if is_seen else _detections([]))
+        if is_seen:
+            assert low.track_id.tolist() == [1], f"at {t} px"
+
+
 def test_what_comes_in_another_colour_is_another_object(parts: SimpleNamespace) -> None:
     frames = still((12, 12, RED), frames=12) + still(frames=6) + still((12, 12, BLUE), frames=6)
     assert list(Watched(parts).run(frames)[-1]) == [2]

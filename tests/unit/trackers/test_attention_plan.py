@@ -21,18 +21,19 @@ def outlook(objects: list[dict[str, Any]], dets: list[dict[str, Any]], **changes
 
     at, det_at = (np.array([row["at"] for row in rows], np.float64).reshape(-1, 2) for rows in (objects, dets))
     look, det_look = (np.deg2rad(column(rows, "look", 0, np.float64)) for rows in (objects, dets))
+    changes.setdefault("iou", _square_iou(det_at, at))
     return Outlook(
         det_score=column(dets, "score", 0.9, np.float32),
         det_prompt=column(dets, "prompt", 0, np.int16),
         det_centre=det_at,
-        det_size=np.full(len(dets), 10.0),
+        det_extent=column(dets, "extent", 10, np.float64),
         prompt=column(objects, "prompt", 0, np.int16),
         centre=at,
         last_centre=at,
-        size=np.full(len(objects), 10.0),
-        iou=_square_iou(det_at, at),
+        extent=column(objects, "extent", 10, np.float64),
         rival_iou=_square_iou(at, at),
         likeness=np.cos(det_look[:, None] - look[None]).astype(np.float32),
+        resemblance=np.cos(look[:, None] - look[None]).astype(np.float32),
         unseen=column(objects, "unseen", 0, np.int64),
         since_attention=column(objects, "since", 0, np.int64),
         **changes,
@@ -42,6 +43,10 @@ def outlook(objects: list[dict[str, Any]], dets: list[dict[str, Any]], **changes
 def _square_iou(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Any:
     overlap = np.clip(10 - np.abs(a[:, None] - b[None]), 0, None).prod(2)
     return (overlap / (200 - overlap)).astype(np.float32)
+
+
+def _no_overlap(dets: int, objects: int) -> dict[str, Any]:
+    return {"iou": np.zeros((dets, objects), np.float32)}
 
 
 def reasons(objects: list[dict[str, Any]], dets: list[dict[str, Any]]) -> list[Reason]:
@@ -100,6 +105,27 @@ def test_a_lost_object_is_found_where_it_can_be_and_not_elsewhere() -> None:
 
 def test_a_lost_object_is_not_found_in_what_looks_unlike() -> None:
     assert claim([{"at": (50, 50), "unseen": 8}], [{"at": (50, 50), "look": 50}]) == [-1]
+
+
+def test_what_comes_out_from_behind_something_may_be_small_and_not_large() -> None:
+    def claimed(unseen: int, extent: float) -> int:
+        seen = outlook([{"at": (50, 50), "unseen": unseen}], [{"at": (62, 50), "extent": extent}])
+        return int(claims(seen, np.array([-1]), np.zeros((1, 1), np.float32), CONFIG)[0])
+
+    assert [claimed(6, extent) for extent in (2, 5, 10, 17, 20)] == [0, 0, 0, 0, -1]
+    near = {"at": (54, 53)}  # reachable in one frame
+    for extent, expected in ((2, -1), (9, 0)):
+        seen = outlook([{"at": (50, 50), "look": 30}], [near | {"extent": extent}], **_no_overlap(1, 1))
+        assert claims(seen, np.array([-1]), np.zeros((1, 1), np.float32), CONFIG)[0] == expected
+
+
+def test_twins_are_told_by_place_and_others_by_look_while_they_pass() -> None:
+    """One mixed detection for two, nearer to the first, a little more like the second."""
+    for look, owner in ((10, 0), (40, 1)):  # 1 - cosine: 0.015 and 0.23
+        objects = [{"at": (50, 50)}, {"at": (46, 50), "look": look}]
+        seen = outlook(objects, [{"at": (49, 50), "look": 0.7 * look}])
+        claimed = claims(seen, np.array([-1, -1]), np.zeros((1, 2), np.float32), CONFIG)
+        assert claimed.tolist() == [0 if owner == 0 else -1, 0 if owner == 1 else -1]
 
 
 def test_looks_undo_a_swap_at_a_crossing() -> None:
