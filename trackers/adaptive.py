@@ -185,10 +185,11 @@ class Adaptive:
         if num_rows:
             known = self._gallery.looks
             likeness = torch.cat([looks.describe(inside), known]) @ known.T
-        table = torch.cat([mask_iou(inside, inside), boxes(inside)], dim=1)
-        flat = torch.cat([table.flatten(), likeness.flatten()]).cpu().numpy()
-        table, likeness = flat[: table.numel()].reshape(table.shape), flat[table.numel() :].reshape(likeness.shape)
-        return _Survey(table[:, :count], table[:, count:], likeness[:count], likeness[count:])
+        tables = mask_iou(inside, inside), boxes(inside), likeness
+        flat = torch.cat([table.float().flatten() for table in tables]).cpu().numpy()
+        ends = np.cumsum([table.numel() for table in tables])[:-1]
+        iou, box, like = (part.reshape(table.shape) for part, table in zip(np.split(flat, ends), tables, strict=True))
+        return _Survey(iou, box, like[:count], like[count:])
 
     def _attend(self, step: int, frame: _Frame, rows: Int64Array) -> _Attended:
         """Memory attention for ``rows``, after writing what they have pending."""
