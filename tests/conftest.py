@@ -10,6 +10,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_DISABLE_IMPORT_WARNING"] = "1"
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # as workers/__init__.py; tests may import Ray first
 
 
 @pytest.fixture(scope="session")

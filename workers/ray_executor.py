@@ -41,6 +41,8 @@ _DRAIN_S = 15.0
 """How long an interrupted worker may take to commit what it has before it is killed."""
 _PLACEMENT_S = 600.0
 """How long a job without any worker waits for the cluster to have room; autoscalers take minutes."""
+_MAX_STILLBORN = 3
+"""Starts that fail in a row, per worker, before the job is given up: what cannot be imported will never be."""
 _SILENCE_S = 900.0
 """A worker that says nothing for so long hangs. Models load in minutes; a frame takes seconds."""
 _EMBEDDINGS_S = 30.0
@@ -185,6 +187,8 @@ class RayExecutor:
         self._slots = [_Slot(i) for i in range(count)]
         self._session, self._silence_s = session, silence_s
         self._metrics = _Metrics()
+        self._stillborn = 0
+        """Actors in a row that could not start."""
         self.num_retries = 0
 
     @property
@@ -196,14 +200,14 @@ class RayExecutor:
         """Do every unit; progress and one report each, as they come. Closing early lets the workers commit.
 
         Raises:
-            DeviceError: the cluster has no room for a single worker.
+            DeviceError: the cluster has no room for a single worker, or none can start.
         """
         waiting = deque(_Task(u) for u in todo)
         slots = self._slots[: max(len(waiting), 1)]
         homeless_s = 0.0
         try:
             while waiting or any(s.task for s in slots):
-                _greet(slots)
+                self._greet(slots)
                 self._hand_out(slots, waiting, units)
                 busy = [s for s in slots if s.task is not None]
                 self._metrics.busy.set(len(busy))
@@ -215,6 +219,22 @@ class RayExecutor:
                     homeless_s += self._wait_for_room(hellos, homeless_s)
         finally:
             self._drain(slots)
+
+    def _greet(self, slots: list[_Slot]) -> None:
+        """Note which actors have answered, and drop those that could not start."""
+        for slot in slots:
+            if slot.hello is None or not ray.wait([slot.hello], timeout=0)[0]:
+                continue
+            try:
+                ray.get(slot.hello)
+                slot.hello, self._stillborn = None, 0
+            except RayError as error:
+                why = _first_line(error)
+                LOGGER.warning("worker %d did not start: %s", slot.number, why)
+                slot.end_actor()
+                self._stillborn += 1
+                if self._stillborn >= _MAX_STILLBORN * len(slots) and not any(s.task for s in slots):
+                    raise DeviceError("no worker can start", why, "its log is in Ray's session folder") from error
 
     def _wait_for_room(self, hellos: list[Any], waited_s: float) -> float:
         if waited_s >= _PLACEMENT_S:
@@ -395,18 +415,6 @@ def _with_threads(spec: WorkerSpec, share: Share) -> WorkerSpec:
     return replace(
         spec, config=spec.config.model_copy(update={"device": device.model_copy(update={"threads": threads})})
     )
-
-
-def _greet(slots: list[_Slot]) -> None:
-    """Note which actors have answered, and drop those that could not start."""
-    for slot in slots:
-        if slot.hello is not None and ray.wait([slot.hello], timeout=0)[0]:
-            try:
-                ray.get(slot.hello)
-                slot.hello = None
-            except RayError as error:
-                LOGGER.warning("worker %d did not start: %s", slot.number, _first_line(error))
-                slot.end_actor()
 
 
 def _absolute(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +23,13 @@ def cluster() -> Iterator[Any]:
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # workers import the faults of these tests
+        yield from _running(ray, Cluster())
+
+
+def _running(ray: Any, started: Any) -> Iterator[Any]:
     head = {"num_cpus": 4, "object_store_memory": 100 << 20, "include_dashboard": False}
-    started = Cluster()
     # Ray gives a node 30 s to start, which a busy machine may exceed.
     for attempt in range(3):
         try:

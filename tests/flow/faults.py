@@ -33,6 +33,16 @@ class FaultyWorker(UnitWorker):
                 raise MemoryError("injected")
 
 
+class NeverStarts:
+    """Cannot be unpickled by any actor."""
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"some": 1}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        raise RuntimeError("it is broken")
+
+
 class LateToStart:
     """Makes workers that sleep for their units; all actors but the first take seconds to start."""
 

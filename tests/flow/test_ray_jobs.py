@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from pipeline import api, open_run
+from pipeline.errors import DeviceError
 from pipeline.job import Job, Silent
 from pipeline.store import Manifest, RunWriter
 from pipeline.types import Prompts
-from tests.flow.faults import FaultyWorker, LateToStart
+from tests.flow.faults import FaultyWorker, LateToStart, NeverStarts
 from tests.flow.many import track_many
 from tests.flow.worlds import CHUNKED, ROOT, World, finish, start_driver, wait_for_work
 
@@ -118,6 +119,29 @@ def test_a_worker_that_starts_when_nothing_is_left_to_do_disturbs_nobody(world: 
     reports = [e for e in events if isinstance(e, UnitReport)]
     assert {(r.video_id, r.status) for r in reports} == {("a", "done"), ("b", "done")}
     assert executor.num_retries == 0
+
+
+def test_ray_does_not_make_each_worker_an_environment_of_its_own() -> None:
+    """As it does by default for a driver that `uv run` started: minutes per worker, and without the driver's packages."""
+    code = (
+        "import workers.ray_session\n"
+        "from ray._private import ray_constants\n"
+        "assert not ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if k != "RAY_ENABLE_UV_RUN_RUNTIME_ENV"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT, env=clean)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_can_never_start_end_the_job(world: World, tmp_path: Path) -> None:
+    (tmp_path / "units").mkdir()
+    spec = WorkerSpec(world.config(), [], "", NeverStarts())  # type: ignore[arg-type]
+    executor = RayExecutor(spec, encode_prompts(world.config()), workers=1)
+    try:
+        with pytest.raises(DeviceError, match=r"no worker can start .*it is broken"):
+            list(executor.run([Unit("a", "a", "", cost=1.0)], tmp_path / "units"))
+    finally:
+        executor.close()
 
 
 @pytest.mark.usefixtures("cluster")
