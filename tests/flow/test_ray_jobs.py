@@ -122,7 +122,7 @@ def test_a_worker_that_starts_when_nothing_is_left_to_do_disturbs_nobody(world: 
 
 
 def test_ray_does_not_make_each_worker_an_environment_of_its_own() -> None:
-    """As it does by default for a driver that `uv run` started: minutes per worker, and without the driver's packages."""
+    """As it does by default for a driver that `uv run` started: minutes per worker, without the driver's packages."""
     code = (
         "import workers.ray_session\n"
         "from ray._private import ray_constants\n"
