@@ -38,6 +38,12 @@ def run(config: Config, clips: Sequence[str], folder: Path, *, resume: bool = Fa
     return open_run(folder).table()
 
 
+def assert_same_rows(found: pa.Table, expected: pa.Table) -> None:
+    """Ids, boxes and masks equal; the detector's scores but for the rounding of another batch."""
+    assert found.drop_columns("score").equals(expected.drop_columns("score"))
+    np.testing.assert_allclose(found["score"], expected["score"], atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def alone(clips: list[str], tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     return run(load_config(None, PLAIN), clips, tmp_path_factory.mktemp("alone") / "run")
@@ -56,7 +62,7 @@ def test_four_videos_together_have_the_rows_of_each_alone(
     monkeypatch.setattr(Sam3LiteTextDetector, "detect", noting)
     together = run(load_config(None, TOGETHER), clips, tmp_path / "run")
     assert len(alone) > 20
-    assert together.equals(alone), "even scores are equal bit by bit"
+    assert_same_rows(together, alone)
     assert max(len(b) for b in batches) == 4
 
 
@@ -76,7 +82,7 @@ def test_an_interrupted_run_of_several_videos_goes_on(
         with pytest.raises(RunInterruptedError):
             run(load_config(None, TOGETHER), clips, tmp_path / "run")
     assert not list((tmp_path / "run" / ".units").glob(".*")), "no attempt is left behind"
-    assert run(load_config(None, TOGETHER), clips, tmp_path / "run", resume=True).equals(alone)
+    assert_same_rows(run(load_config(None, TOGETHER), clips, tmp_path / "run", resume=True), alone)
 
 
 def test_a_broken_video_fails_alone(clips: list[str], alone: pa.Table, tmp_path: Path) -> None:
@@ -85,7 +91,7 @@ def test_a_broken_video_fails_alone(clips: list[str], alone: pa.Table, tmp_path:
     torch.set_num_threads(1)
     manifest = api.track_to_run(load_config(None, TOGETHER), [str(broken), *clips], tmp_path / "run")
     assert [v.status for v in manifest.videos] == ["failed", *["done"] * 4]
-    assert open_run(tmp_path / "run").table().equals(alone)
+    assert_same_rows(open_run(tmp_path / "run").table(), alone)
 
 
 class Counting:
