@@ -92,8 +92,8 @@ def detection_loss(found: Found, boxes: list[Tensor], masked: Tensor, masks: lis
     if final:
         drawn = torch.stack([found.masks[j, q] for j, q, _ in final])
         wanted = torch.stack([masks[j][t] for j, _, t in final])
-        parts["mask"] = 5 * F.binary_cross_entropy_with_logits(drawn, wanted)
-        parts["dice"] = 2 * dice(drawn, wanted).mean()
+        parts["mask"] = 8 * F.binary_cross_entropy_with_logits(drawn, wanted)
+        parts["dice"] = 4 * dice(drawn, wanted).mean()
     union = torch.stack([m.sum(0).clamp(max=1) for m in masks])
     parts["semantic"] = (
         2 * F.binary_cross_entropy_with_logits(found.semantic, union) + dice(found.semantic, union).mean()

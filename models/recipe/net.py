@@ -28,6 +28,7 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import S
 from models.recipe.vocabulary import N_COLOURS, N_SHAPES, word_table, words
 
 TEXT_LENGTH = 32  # Sam3Processor always pads text to 32 tokens
+_POSITIONS = "vision_encoder.backbone.embeddings.position_embeddings"
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]")
 
 
@@ -35,7 +36,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[BOS]")
 class Shape:
     """Sizes of the tiny model. `tracker` is a multiple of 64 above 64: transformers hardcodes 64 memory channels."""
 
-    image: int = 168
+    image: int = 224
     patch: int = 14
     vit: int = 128
     vit_layers: int = 4
@@ -240,6 +241,17 @@ def build_detector(shape: Shape) -> Sam3LiteTextModel:
     return model
 
 
+def resampled(state: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
+    """A detector's weights with the image encoder's position table brought to `grid` x `grid` tokens."""
+    table = state[_POSITIONS]
+    side = round(table.shape[1] ** 0.5)
+    if side == grid:
+        return state
+    square = table.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    grown = F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
+    return state | {_POSITIONS: grown.permute(0, 2, 3, 1).reshape(1, grid * grid, -1)}
+
+
 @torch.no_grad()
 def warm_start(model: Sam3LiteTextModel, folder: Path) -> None:
     """Take over an older detector folder: resample its position table, map its words, keep everything else.
@@ -248,11 +260,7 @@ def warm_start(model: Sam3LiteTextModel, folder: Path) -> None:
     """
     old = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
     own = model.state_dict()
-    key = "vision_encoder.backbone.embeddings.position_embeddings"
-    side_old, side_new = int(old[key].shape[1] ** 0.5), int(own[key].shape[1] ** 0.5)
-    table = old[key].reshape(1, side_old, side_old, -1).permute(0, 3, 1, 2)
-    resampled = F.interpolate(table, size=(side_new, side_new), mode="bicubic", align_corners=False)
-    old[key] = resampled.permute(0, 2, 3, 1).reshape(own[key].shape)
+    old = resampled(old, round(own[_POSITIONS].shape[1] ** 0.5))
     key = next(k for k in old if k.endswith("token_embedding.weight"))
     ids_old = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
     rows = own[key].clone()

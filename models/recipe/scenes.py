@@ -20,8 +20,8 @@ Rng = np.random.Generator
 F32 = NDArray[Any]  # float32; numpy's stubs widen arithmetic with Python floats to float64
 U8 = NDArray[Any]  # uint8
 
-SIZE = 168
-MIN_PIXELS = 20  # a thing with fewer visible pixels is not asked about
+SIZE = 224
+MIN_PIXELS = 36  # of a SIZE x SIZE scene; a thing with fewer visible pixels is not asked about
 _PALETTE_HSV = (  # hue (OpenCV half degrees), saturation, value ranges; gaps between neighbours keep names unambiguous
     ((-6, 5), (185, 255), (135, 255)),
     ((9, 15), (200, 255), (205, 255)),

@@ -22,7 +22,17 @@ from transformers import Sam3LiteTextModel
 from models.recipe import scenes
 from models.recipe.loop import Average, Clock, Means, descend, schedule
 from models.recipe.losses import detection_loss, to_cxcywh
-from models.recipe.net import Phrases, Shape, TokenHeads, build_detector, detect, to_pixels, training_mode, warm_start
+from models.recipe.net import (
+    Phrases,
+    Shape,
+    TokenHeads,
+    build_detector,
+    detect,
+    resampled,
+    to_pixels,
+    training_mode,
+    warm_start,
+)
 from models.recipe.vocabulary import EXEMPLAR_TEXT, N_COLOURS, N_SHAPES, phrase
 
 
@@ -65,7 +75,7 @@ def token_targets(items: list[scenes.Scene], grid: int) -> tuple[Tensor, Tensor,
 
 
 def compose(rng: np.random.Generator, count: int, shape: Shape, exemplar_share: float, prompts: bool = True) -> Batch:
-    """`count` fresh scenes with three prompts each; a share of second prompts becomes a box exemplar."""
+    """`count` fresh scenes with three prompts each; a share of all but the first becomes a box exemplar."""
     items = [scenes.sample_scene(rng, size=shape.image) for _ in range(count)]
     names, ltrb, covered = token_targets(items, shape.grid)
     owner: list[int] = []
@@ -76,7 +86,7 @@ def compose(rng: np.random.Generator, count: int, shape: Shape, exemplar_share: 
         drawn = int(rng.integers(2))
         for k, query in enumerate(scenes.sample_queries(rng, item)):
             hits, text = item.find(query), phrase(rng, query)
-            if k == 1 and item.things and rng.random() < exemplar_share:
+            if k and item.things and rng.random() < exemplar_share:
                 crowd = np.array([len(item.like(i)) for i in range(len(item.things))], float)
                 example = int(rng.choice(len(crowd), p=crowd**2 / (crowd**2).sum()))  # mostly one with others like it
                 hits, text = item.like(example), EXEMPLAR_TEXT
@@ -179,7 +189,7 @@ def _start(args: argparse.Namespace, shape: Shape) -> tuple[Sam3LiteTextModel, T
         warm_start(model, Path(args.start))
     if args.resume:
         saved = torch.load(args.resume)
-        model.load_state_dict(saved["model"])
+        model.load_state_dict(resampled(saved["model"], shape.grid))
         heads.load_state_dict(saved["heads"])
     training_mode(model)
     model.vision_encoder.backbone.requires_grad_(args.vit_scale > 0)
@@ -259,7 +269,9 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--clip", type=float, default=2.0)
     parser.add_argument("--token-weight", type=float, default=0.7)
-    parser.add_argument("--exemplars", type=float, default=0.35, help="share of second prompts that are a box")
+    parser.add_argument(
+        "--exemplars", type=float, default=0.35, help="share of prompts, the first of a picture apart, that are a box"
+    )
     parser.add_argument("--mask-every", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-seconds", type=float, default=180)

@@ -24,6 +24,7 @@ from models.recipe import clips
 from models.recipe.loop import Average, Clock, Means, descend, schedule
 from models.recipe.losses import dice
 from models.recipe.net import Shape, build_detector, fan_in_init, to_pixels, tracker_config
+from models.recipe.scenes import MIN_PIXELS
 
 Features = list[Tensor]  # one frame's levels: [B,16,4g,4g], [B,32,2g,2g], [B,C,g,g]
 
@@ -228,10 +229,10 @@ def sample_tracks(rng: np.random.Generator, count: int, frames: int, each: int, 
     owner: list[int] = []
     while len(images) < count:
         pictures, ids = clips.training_clip(rng, frames, shape.image)
-        clear = [int(i) for i in np.unique(ids[0]) if i and (ids[0] == i).sum() >= 60]
+        clear = [int(i) for i in np.unique(ids[0]) if i and (ids[0] == i).sum() >= 3 * MIN_PIXELS]
         if not clear:
             continue
-        hidden_later = [i for i in clear if any((ids[t] == i).sum() < 20 for t in range(1, frames))]
+        hidden_later = [i for i in clear if any((ids[t] == i).sum() < MIN_PIXELS for t in range(1, frames))]
         picked = rng.permutation(clear)[:each].tolist()
         if hidden_later and hidden_later[0] not in picked:
             picked[0] = hidden_later[0]
@@ -323,7 +324,7 @@ def evaluate(
                 > 0
             )
             for b, truth in enumerate(tracks.masks[:, t]):
-                seen = bool(truth.sum() >= 20)
+                seen = bool(truth.sum() >= MIN_PIXELS)
                 right.append(bool(there[b] > 0) == seen)
                 if seen:
                     scores["miou"].append(_iou(guess[b] & (there[b] > 0), truth))
@@ -342,7 +343,7 @@ def clip_losses(
     unroll: Unroll, backbone: nn.Module, neck: FusedNeck, tracks: Tracks, shape: Shape, bfloat16: bool
 ) -> dict[str, Tensor]:
     """Loss terms of one batch of clips; the network runs in bfloat16 where asked, the losses in float32."""
-    seen = (tracks.masks.sum((2, 3)) >= 20).T
+    seen = (tracks.masks.sum((2, 3)) >= MIN_PIXELS).T
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
         levels = features(backbone, neck, tracks.images, shape)
         frames = [[level[tracks.clip, t] for level in levels] for t in range(tracks.images.shape[1])]

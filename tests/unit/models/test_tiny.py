@@ -61,7 +61,7 @@ def test_detection_reaches_nine_tenths_of_the_card(small_table: dict[str, float]
 
 
 def test_memory_tracker_reaches_nine_tenths_of_the_card(tiny: Tiny) -> None:
-    table = memory_table(tiny, batches=4)
+    table = memory_table(tiny)
     assert table["miou"] >= 0.9 * FIGURES["memory tracker"]["miou"]
 
 
