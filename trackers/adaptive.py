@@ -297,7 +297,7 @@ class Adaptive:
         path, shows = self.trajectories, verdict.shows
         seen = np.flatnonzero(shows >= 0)
         path.see(seen, box[shows[seen]].astype(np.float64))
-        path.correct(np.flatnonzero((shows >= 0) & ~verdict.is_merged))
+        path.correct(seen)
         path.unseen = np.where(verdict.claimed >= 0, 0, path.unseen + detector_ran)
         path.since_attention += 1
         path.since_attention[attended] = 0

@@ -213,8 +213,6 @@ class Verdict:
     """The object's detection, or -1."""
     agrees: BoolArray
     """Attention found the claimed detection too."""
-    is_merged: BoolArray
-    """Its detection may be a neighbour's as well, who has none: it says nothing of how the object moves."""
     shows: Int64Array
     """Candidate that is the object's mask, or -1: N detections, then the A masks that attention found."""
 
@@ -242,19 +240,7 @@ def judge(seen: Outlook, reason: Int64Array, rests: Int64Array, tracked: Tracked
     weak = np.append(seen.det_score, 0)[claimed] < config.recondition_score
     by_claim = np.where(weak & agrees, found, claimed)
     shows = np.where(claimed >= 0, by_claim, np.where(credible, found, -1))
-    merged = _merged(seen, claimed)
-    return Verdict(reason, claimed, agrees & (claimed >= 0), merged, shows)
-
-
-def _merged(seen: Outlook, claimed: Int64Array) -> BoolArray:
-    """``(M,)`` objects with a detection near where they should be, beside a neighbour without one.
-
-    When two look-alikes pass, one detection covers both for a while. Let it stop neither: who comes out on which side
-    is told by how both went in.
-    """
-    beside = (_neighbours(seen) & (claimed < 0)[:, None]).any(0) & (claimed >= 0)
-    padded = np.concatenate([_nearness(seen, seen.centre), np.zeros((1, len(claimed)))])
-    return np.asarray(beside & (padded[claimed, np.arange(len(claimed))] > 0))
+    return Verdict(reason, claimed, agrees & (claimed >= 0), shows)
 
 
 def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: TrackerConfig) -> BoolArray:

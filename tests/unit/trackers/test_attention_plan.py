@@ -192,11 +192,3 @@ def test_a_weak_detection_yields_to_the_mask_that_attention_found_in_its_place()
         verdict = judge(seen, np.array([3]), np.array([-1]), tracked([0], 1, det_iou=np.float32([[0.8]])), CONFIG)
         assert verdict.shows.tolist() == [shows]
         assert verdict.agrees.all()
-
-
-def test_one_detection_over_two_stops_neither() -> None:
-    seen = outlook([{"at": (50, 50)}, {"at": (53, 50)}, {"at": (20, 20)}], [{"at": (50, 50)}, {"at": (20, 20)}])
-    reason, rests = who_attends(seen, CONFIG)
-    verdict = judge(seen, reason, rests, tracked([0, 1], 2), CONFIG)
-    assert verdict.claimed.tolist() == [0, -1, 1]
-    assert verdict.is_merged.tolist() == [True, False, False]
