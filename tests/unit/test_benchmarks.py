@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import against_transformers as bench
-from benchmarks import gpu
+from benchmarks import flat, gpu
 from benchmarks.reference import pretend_ours
 from pipeline.bench import Models
 
@@ -99,3 +99,14 @@ def test_the_gpu_benchmark_runs_without_decoders_or_ray(tmp_path: Path) -> None:
 
 def test_the_floor_is_the_arithmetic_of_all_parts() -> None:
     assert gpu.floor_tflop(5, 4) == pytest.approx((5.83 + 4 * 0.42 + 5 * 0.97, 5.83 + 4 * 0.42 + 5 * 1.31))
+
+
+@pytest.mark.parametrize("way", flat.WAYS)
+def test_the_flatness_benchmark_measures_both_ways(way: str, tmp_path: Path) -> None:
+    models = bench.build(SIDE, bench.Case("", 2, 1, 0, 0))[1]
+    result = flat.measure(models, 2, 320, "adaptive", way)
+    assert result["frames"] == 320
+    assert result["state_mb"][0] == result["state_mb"][1]
+    assert result["end_by_early"] > 0 and result["cpu_ms_near_frame_100"] > 0
+    flat._add(result, tmp_path)
+    assert f"2 objects, adaptive, {way}, 320 frames" in (tmp_path / "flat.md").read_text()
