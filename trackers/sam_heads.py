@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 _BUDGET_BYTES = 2**31
 """Working memory of one batch of memory attention."""
+_CACHED_SCORES_BYTES = 2**23
+"""Attention scores of one object that may be written out on a CPU; above it, blockwise attention."""
 NO_OBJECT_LOGIT = -1024.0
 """Mask logit of an object that is not in the picture (``NO_OBJ_SCORE`` of SAM2 and SAM3)."""
 
@@ -160,12 +162,11 @@ class SamHeads:
     def _attend(self, vision: Vision, reading: Reading) -> Tensor:
         """Memory-conditioned features ``(G, C, h, w)`` (SAM2, section 4: memory attention)."""
         memory, position, num_pointers = self._memory_tokens(reading)
-        keys = memory + position
         # The first self-attention sees the frame only: all objects share it.
         x = vision.coarse.flatten(2).transpose(1, 2) + 0.1 * self._coarse_position
         for layer in self._model.memory_attention.layers:
             x = x + self._self_attention(layer, x)
-            x = x + self._cross_attention(layer, x, keys, memory, num_pointers)
+            x = x + self._cross_attention(layer, x, position, memory, num_pointers)
             x = x + layer.linear2(layer.activation(layer.linear1(layer.layer_norm3(x))))
         x = self._model.memory_attention.layer_norm(x)
         return _to_map(x, self._grid)
@@ -199,14 +200,42 @@ class SamHeads:
         query, key = (self._rotate(_heads(project(x), attention)) for project in (attention.q_proj, attention.k_proj))
         return _merge(F.scaled_dot_product_attention(query, key, _heads(attention.v_proj(x), attention)), attention)
 
-    def _cross_attention(self, layer: Any, x: Tensor, keys: Tensor, memory: Tensor, num_pointers: int) -> Tensor:
+    def _cross_attention(self, layer: Any, x: Tensor, position: Tensor, memory: Tensor, num_pointers: int) -> Tensor:
         attention, count = layer.cross_attn_image, len(memory)
-        query = self._rotate(_heads(attention.q_proj(layer.layer_norm2(x)), attention))
-        key = _heads(attention.k_proj(keys), attention)
-        spatial = key.shape[2] - num_pointers
+        query = self._rotate(_heads(attention.q_proj(layer.layer_norm2(x)), attention)).expand(count, -1, -1, -1)
+        spatial = memory.shape[1] - num_pointers
+        if memory.device.type == "cpu" and memory.dtype == torch.float32:
+            return self._read_one_by_one(attention, query, position, memory, spatial)
+        key = _heads(attention.k_proj(memory + position), attention)
         key = torch.cat([self._rotate(key[:, :, :spatial]), key[:, :, spatial:]], dim=2)
         value = _heads(attention.v_proj(memory), attention)
-        return _merge(F.scaled_dot_product_attention(query.expand(count, -1, -1, -1), key, value), attention)
+        return _merge(F.scaled_dot_product_attention(query, key, value), attention)
+
+    def _read_one_by_one(self, attention: Any, query: Tensor, position: Tensor, memory: Tensor, spatial: int) -> Tensor:
+        """Cross attention object by object: on a CPU what fits into its cache is faster than one large batch.
+
+        Keys are rotated in place. Where the scores are small they are written out, and what they weight is the memory
+        itself, half or a quarter as wide as the values: weights sum to one, so projecting afterwards is the same.
+        """
+        heads, num_queries, width = query.shape[1:]
+        small = heads * num_queries * memory.shape[1] * memory.element_size() <= _CACHED_SCORES_BYTES
+        turns = self._turns[:, None]
+        out = []
+        for q, p, m in zip(query, position, memory, strict=True):
+            key = attention.k_proj(m + p).unflatten(1, (heads, width))
+            pairs = torch.view_as_complex(key[:spatial].unflatten(0, (-1, len(turns))).unflatten(-1, (-1, 2)))
+            pairs.mul_(turns)
+            if small:
+                weight = torch.softmax((q * width**-0.5) @ key.permute(1, 2, 0), dim=-1)
+                projection = attention.v_proj.weight.unflatten(0, (heads, width))
+                seen = (weight @ m) @ projection.transpose(1, 2)
+                out.append(seen.transpose(0, 1).flatten(1) + attention.v_proj.bias)
+            else:
+                value = attention.v_proj(m).unflatten(1, (heads, width)).transpose(0, 1)
+                seen = F.scaled_dot_product_attention(q[None], key.transpose(0, 1)[None], value[None])[0]
+                out.append(seen.transpose(0, 1).flatten(1))
+        read: Tensor = attention.o_proj(torch.stack(out))
+        return read
 
     def _rotate(self, x: Tensor) -> Tensor:
         """Axial rotary encoding of ``(G, heads, F * h * w, d)``, the same for each of F frames, in float32."""
