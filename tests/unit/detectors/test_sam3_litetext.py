@@ -109,7 +109,8 @@ def test_the_packaged_model_equals_transformers() -> None:
         expected = reference(frame, phrase)
         torch.testing.assert_close(decoded.logits[row], expected.pred_logits[0], atol=TOLERANCE, rtol=0)
         torch.testing.assert_close(decoded.boxes[row], expected.pred_boxes[0], atol=TOLERANCE, rtol=0)
-        torch.testing.assert_close(masks[row], expected.pred_masks[0], atol=TOLERANCE, rtol=0)
+        # Learned mask logits reach tens, where float32 rounding of another batch is above the tolerance for units.
+        torch.testing.assert_close(masks[row], expected.pred_masks[0], atol=TOLERANCE, rtol=1e-5)
 
 
 @pytest.mark.slow
