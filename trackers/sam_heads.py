@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 _BUDGET_BYTES = 2**31
 """Working memory of one batch of memory attention."""
+_CPU_BUDGET_BYTES = 2**26
+"""The same on a CPU, where what fits into its caches is faster: 64 objects in slices take four fifths of the time."""
 _CACHED_SCORES_BYTES = 2**23
 """Attention scores of one object that may be written out on a CPU; above it, blockwise attention."""
 NO_OBJECT_LOGIT = -1024.0
@@ -64,7 +66,8 @@ class SamHeads:
 
     def __init__(self, neck: Any, model: Any) -> None:
         self._neck, self._model, self._config = neck, model, model.config
-        self.budget_bytes = _BUDGET_BYTES
+        on_cpu = model.no_memory_embedding.device.type == "cpu"
+        self.budget_bytes = _CPU_BUDGET_BYTES if on_cpu else _BUDGET_BYTES
         grid = model.prompt_encoder.image_embedding_size
         self._grid = (int(grid[0]), int(grid[1]))
         self._constants()
