@@ -8,19 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_LONGEST_STEP_S = 60
+"""A longer silence was no step: the process was stopped, or the machine asleep."""
+
 
 class Clock:
-    """A budget of wall-clock minutes, and things to do every so many seconds of it."""
+    """A budget of minutes of running, and things to do every so many seconds of it; a stopped process does not age."""
 
     def __init__(self, minutes: float) -> None:
-        self._start = time.time()
+        self._seen, self._elapsed = time.time(), 0.0
         self._seconds = 60 * minutes
         self._last: dict[str, float] = {}
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.time() - self._start
+        """Seconds since the start, without those stopped."""
+        now = time.time()
+        gap, self._seen = now - self._seen, now
+        self._elapsed += gap if gap < _LONGEST_STEP_S else 0
+        return self._elapsed
 
     @property
     def progress(self) -> float:

@@ -51,6 +51,8 @@ class Thing:
     rim: bool
     hole: float
     mark: int  # seed of the printed letter on a block; 0 for none
+    ridges: int = 0  # pressed rings around a cup
+    smear: tuple[float, float] = (0.0, 0.0)  # how far it moves while the shutter is open, pixels
 
     def extent(self, size: int = SIZE) -> float:
         """Diameter over the frame width."""
@@ -161,6 +163,8 @@ def _shade(t: Thing, window: tuple[slice, slice]) -> tuple[F32, F32]:
         return flat, np.zeros_like(flat)
     if name == "cup":
         body = 1 - 0.35 * strength - 0.45 * abs(strength) * np.clip(u * np.sign(strength) + 0.35, -1, 1) ** 2
+        if t.ridges:
+            body = body * (1 - 0.16 * (np.sin(np.pi * t.ridges * (v + 1)) > 0.8))
         cap = (u / 0.6) ** 2 + ((v + 1) / 0.16) ** 2 < 1
         lip = np.abs(v - 0.95 - 0.18 * np.sqrt(np.clip(1 - (u / 0.82) ** 2, 0, 1))) < 0.06
         shade = np.where(cap, 1.05 if t.rim else 0.6, body)
@@ -210,6 +214,9 @@ def _draw_shadow(image: F32, mask: U8, t: Thing) -> None:
 def draw(image: F32, ids: U8, t: Thing, index: int) -> None:
     """Paint one thing over `image` [S,S,3] and write `index` into `ids` where it covers at least half a pixel."""
     mask = coverage(t, ids.shape[0])
+    kernel = _shutter(t.smear)
+    if kernel is not None:
+        mask = cv2.filter2D(mask, -1, kernel, borderType=cv2.BORDER_CONSTANT)
     x, y, w, h = cv2.boundingRect(mask)
     if w == 0:
         return
@@ -223,9 +230,22 @@ def draw(image: F32, ids: U8, t: Thing, index: int) -> None:
         surface *= 0.6 + 0.4 * inner[..., None].astype(np.float32) / 255
     if t.mark and t.radius > 7:
         surface = _print_mark(surface, t, window)
+    if kernel is not None:
+        surface = cv2.filter2D(surface, -1, kernel)
     a = mask[window][..., None].astype(np.float32) / 255
     image[window] = image[window] * (1 - a) + np.clip(surface, 0, 255) * a
     ids[window][mask[window] > 127] = index
+
+
+def _shutter(smear: tuple[float, float]) -> F32 | None:
+    """The kernel of a straight motion, or `None` where it is under a pixel."""
+    reach = int(np.ceil(max(abs(v) for v in smear) / 2))
+    if reach < 1:
+        return None
+    kernel = np.zeros((2 * reach + 1,) * 2, np.float32)
+    ends = [tuple(int(16 * (reach + side * v / 2)) for v in smear) for side in (-1, 1)]
+    cv2.line(kernel, ends[0], ends[1], 1.0, 1, cv2.LINE_AA, 4)
+    return np.asarray(kernel / kernel.sum())
 
 
 # ------------------------------------------------------------------------------------------------ backgrounds

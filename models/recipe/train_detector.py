@@ -33,6 +33,7 @@ from models.recipe.net import (
     training_mode,
     warm_start,
 )
+from models.recipe.staged import staged_scene
 from models.recipe.vocabulary import EXEMPLAR_TEXT, N_COLOURS, N_SHAPES, phrase
 
 
@@ -74,9 +75,20 @@ def token_targets(items: list[scenes.Scene], grid: int) -> tuple[Tensor, Tensor,
     )  # type: ignore[return-value]
 
 
-def compose(rng: np.random.Generator, count: int, shape: Shape, exemplar_share: float, prompts: bool = True) -> Batch:
-    """`count` fresh scenes with three prompts each; a share of all but the first becomes a box exemplar."""
-    items = [scenes.sample_scene(rng, size=shape.image) for _ in range(count)]
+def _scene(rng: np.random.Generator, size: int, staged_share: float) -> scenes.Scene:
+    return staged_scene(rng, size) if rng.random() < staged_share else scenes.sample_scene(rng, size=size)
+
+
+def compose(
+    rng: np.random.Generator,
+    count: int,
+    shape: Shape,
+    exemplar_share: float,
+    prompts: bool = True,
+    staged_share: float = 0.0,
+) -> Batch:
+    """`count` fresh scenes, some of them staged, with three prompts each; a share of all but the first is a box."""
+    items = [_scene(rng, shape.image, staged_share) for _ in range(count)]
     names, ltrb, covered = token_targets(items, shape.grid)
     owner: list[int] = []
     texts: list[str] = []
@@ -116,19 +128,15 @@ def compose(rng: np.random.Generator, count: int, shape: Shape, exemplar_share: 
 class Scenes(IterableDataset[Batch]):
     """An endless stream of batches; `seed` names the stream."""
 
-    def __init__(self, seed: int, count: int, shape: Shape, exemplar_share: float, prompts: bool) -> None:
-        self.seed, self.count, self.shape, self.exemplar_share, self.prompts = (
-            seed,
-            count,
-            shape,
-            exemplar_share,
-            prompts,
-        )
+    def __init__(
+        self, seed: int, count: int, shape: Shape, exemplar_share: float, prompts: bool, staged_share: float
+    ) -> None:
+        self.seed, self._drawn = seed, (count, shape, exemplar_share, prompts, staged_share)
 
     def __iter__(self) -> Iterator[Batch]:
         rng = np.random.default_rng([self.seed, 1])
         while True:
-            yield compose(rng, self.count, self.shape, self.exemplar_share, self.prompts)
+            yield compose(rng, *self._drawn)
 
 
 def token_loss(heads: TokenHeads, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -223,7 +231,7 @@ def train(args: argparse.Namespace) -> None:
     params = [p for g in groups for p in g["params"]]
     optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98), fused=True)
     average = Average(params, keep=0.998, slowness=20)
-    data = Scenes(args.seed, args.batch, shape, args.exemplars, not names_only)
+    data = Scenes(args.seed, args.batch, shape, args.exemplars, not names_only, args.staged)
     stream = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=12))
     phrases, means, clock, step = Phrases(), Means(), Clock(args.minutes), 0
     while clock.progress < 1:
@@ -272,6 +280,7 @@ def main() -> None:
     parser.add_argument(
         "--exemplars", type=float, default=0.35, help="share of prompts, the first of a picture apart, that are a box"
     )
+    parser.add_argument("--staged", type=float, default=0.4, help="share of pictures with line-ups, boards and hands")
     parser.add_argument("--mask-every", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-seconds", type=float, default=180)

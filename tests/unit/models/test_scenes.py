@@ -1,11 +1,14 @@
 """The scene generator: a seed names a picture, masks are exact, and held-out pairs stay out of training."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from models.recipe.clips import CATEGORIES, evaluation_clip, evaluation_set, training_clip, visible
 from models.recipe.net import Shape, build_tokenizer
-from models.recipe.scenes import MIN_PIXELS, Scene, absent_queries, sample_queries, sample_scene
+from models.recipe.scenes import MIN_PIXELS, Scene, absent_queries, draw, sample_queries, sample_scene, sample_thing
+from models.recipe.staged import staged_scene
 from models.recipe.train_detector import compose
 from models.recipe.vocabulary import ANY, COLOURS, HELD_OUT, SHAPES, Query, phrase
 
@@ -109,3 +112,30 @@ def test_evaluation_clips_do_what_their_category_says(category: str) -> None:
         assert all(s.sum() >= 45 for s in seen)
     same = len({(t.colour, t.shape) for t in clip.targets}) == 1
     assert same == (category == "look-alike")
+
+
+def test_staged_scenes_keep_the_rules_of_all_others() -> None:
+    """Only visible things are asked about, nothing held out is shown, and line-ups are of one kind."""
+    rng = np.random.default_rng(11)
+    staged = [staged_scene(rng) for _ in range(40)]
+    for scene in staged:
+        assert scene.ids.max() == len(scene.things) == len(scene.boxes)
+        assert all((scene.ids == i + 1).sum() >= MIN_PIXELS for i in range(len(scene.things)))
+        assert not {(t.colour, t.shape) for t in scene.things} & HELD_OUT
+    alike = [max(len(s.like(i)) for i in range(len(s.things))) for s in staged if s.things]
+    assert np.mean([n >= 2 for n in alike]) > 0.6
+
+
+def test_a_smeared_thing_is_wider_along_its_motion_only() -> None:
+    thing = replace(
+        sample_thing(np.random.default_rng(3), 0, 0, (1.0, 1.0)), x=112.0, y=112.0, radius=30.0, look="flat"
+    )
+    boxes = []
+    for smear in ((0.0, 0.0), (24.0, 0.0)):
+        image, ids = np.full((224, 224, 3), 90, np.float32), np.zeros((224, 224), np.uint8)
+        draw(image, ids, replace(thing, smear=smear), 1)
+        changed = np.abs(image - 90).sum(2) > 8
+        boxes.append((np.ptp(np.flatnonzero(changed.any(0))), np.ptp(np.flatnonzero(changed.any(1))), int(ids.sum())))
+    (width, height, area), (smeared, same, smeared_area) = boxes
+    assert 18 <= smeared - width <= 26 and abs(same - height) <= 2
+    assert smeared_area == pytest.approx(area, rel=0.25)
