@@ -179,12 +179,17 @@ def _distinction(seen: Outlook, possible: BoolArray) -> Float64Array:
     Args:
         possible: ``(N, M)`` where the place allows it.
     """
-    apart = np.maximum(1 - seen.resemblance, 0).astype(np.float64)
-    margin = (seen.likeness[:, :, None] - seen.likeness[:, None]) / (apart + _LOOK_NOISE)
-    weight = np.clip((apart - _TWINS) / (_STRANGERS - _TWINS), 0, 1)
-    doubt = np.clip(0.5 - 0.5 * margin, 0, 1) * weight
-    rival = possible[:, None] & ~np.eye(len(seen.prompt), dtype=bool)
-    return np.asarray(1 - np.where(rival, doubt, 0.0).max(2, initial=0.0))
+    distinct = np.ones(possible.shape)
+    for det in np.flatnonzero(possible.sum(1) > 1):  # few objects are near: all pairs of a crowd would be gigabytes
+        rows = np.flatnonzero(possible[det])
+        apart = np.maximum(1 - seen.resemblance[np.ix_(rows, rows)], 0).astype(np.float64)
+        likeness = seen.likeness[det, rows]
+        margin = (likeness[:, None] - likeness[None]) / (apart + _LOOK_NOISE)
+        weight = np.clip((apart - _TWINS) / (_STRANGERS - _TWINS), 0, 1)
+        doubt = np.clip(0.5 - 0.5 * margin, 0, 1) * weight
+        np.fill_diagonal(doubt, 0)
+        distinct[det, rows] = 1 - doubt.max(1)
+    return distinct
 
 
 @dataclass(frozen=True, slots=True)

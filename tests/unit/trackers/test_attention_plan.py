@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
 from configs.schema import TrackerConfig
-from trackers.attention_plan import Outlook, Reason, Tracked, claims, judge, who_attends
+from trackers.attention_plan import Outlook, Reason, Tracked, _distinction, claims, judge, who_attends
 
 CONFIG = TrackerConfig(mode="adaptive", refresh_every_frames=10, hide_after_frames=3)
 
@@ -192,3 +193,31 @@ def test_a_weak_detection_yields_to_the_mask_that_attention_found_in_its_place()
         verdict = judge(seen, np.array([3]), np.array([-1]), tracked([0], 1, det_iou=np.float32([[0.8]])), CONFIG)
         assert verdict.shows.tolist() == [shows]
         assert verdict.agrees.all()
+
+
+def test_a_crowd_is_compared_with_its_neighbours_only() -> None:
+    """300 objects over a large picture: all pairs for every detection would be 200 MB an array."""
+    rng = np.random.default_rng(0)
+    places = rng.uniform(0, 600, (300, 2))
+    objects = [{"at": tuple(p), "look": float(rng.uniform(0, 90))} for p in places]
+    found = [{"at": tuple(p + rng.normal(0, 2, 2)), "look": o["look"]} for p, o in zip(places, objects, strict=True)]
+    seen = outlook(objects, found)
+    tracemalloc.start()
+    claimed = claims(seen, np.full(300, -1), np.zeros((300, 300), np.float32), CONFIG)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (claimed == np.arange(300)).mean() > 0.98
+    assert peak < 40e6
+
+
+def test_the_look_decides_between_neighbours_as_the_formula_says() -> None:
+    """Against the comparison of all objects at once, written down once more."""
+    rng = np.random.default_rng(1)
+    objects = [{"at": tuple(rng.uniform(0, 30, 2)), "look": float(rng.uniform(0, 60))} for _ in range(7)]
+    found = [{"at": tuple(rng.uniform(0, 30, 2)), "look": float(rng.uniform(0, 60))} for _ in range(6)]
+    seen, possible = outlook(objects, found), rng.random((6, 7)) < 0.6
+    apart = np.maximum(1 - seen.resemblance.astype(np.float64), 0)
+    margin = (seen.likeness[:, :, None] - seen.likeness[:, None]) / (apart + 0.05)
+    doubt = np.clip(0.5 - 0.5 * margin, 0, 1) * np.clip((apart - 0.03) / 0.07, 0, 1)
+    expected = 1 - np.where(possible[:, None] & ~np.eye(7, dtype=bool), doubt, 0).max(2)
+    np.testing.assert_allclose(_distinction(seen, possible)[possible], expected[possible], atol=1e-12)
