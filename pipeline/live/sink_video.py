@@ -77,10 +77,15 @@ class _Child:
                 return False
             self._reap()
             self._started_s = time.monotonic()
-            command = [sys.executable, "-m", "pipeline.live.video_child", self._target]
+            command = [sys.executable, "-m", "pipeline.live.video_child"]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
-        assert self._process.stdin is not None  # asked for
-        data = pickle.dumps(item, protocol=5)
+            # Not as an argument: everybody on the machine can read those, and there may be a password in it.
+            if not self._write(self._target.encode()):
+                return False
+        return self._write(pickle.dumps(item, protocol=5))
+
+    def _write(self, data: bytes) -> bool:
+        assert self._process is not None and self._process.stdin is not None  # asked for
         try:
             self._process.stdin.write(struct.pack("!I", len(data)) + data)
             self._process.stdin.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 import time
@@ -10,9 +11,13 @@ import urllib.request
 import uuid
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
+from pipeline.errors import UsageError
 from pipeline.live.events import Event
 from pipeline.live.sinks import Item
+from pipeline.sources.live_open import basic_authorization
+from pipeline.sources.live_redact import is_ambiguous, redact
 
 TIMEOUT_S = 5.0
 MAX_TRIES = 6
@@ -25,12 +30,17 @@ class WebhookSink:
 
     The delivery's id is the same in every try (also as the header ``Idempotency-Key``); items have ids of their own,
     ``event_id`` and ``frame_id``. Server errors, 408 and 429 are tried again; any other refusal loses the batch.
+    ``user:password@`` in the address is sent as basic authorization, never as part of a message.
+
+    Raises:
+        UsageError: no address to post to.
     """
 
     wants_pictures = False
 
     def __init__(self, url: str, *, sleep: Any = time.sleep) -> None:
-        self._url, self._sleep = url, sleep
+        self._url, self._authorization = _without_userinfo(url)
+        self._sleep = sleep
         self._opener = urllib.request.build_opener(_NoRedirects())
 
     def write(self, items: Sequence[Item]) -> int:
@@ -54,6 +64,8 @@ class WebhookSink:
     def _post(self, body: bytes, delivery: str) -> int:
         """The answer's status; 0 if there was none."""
         headers = {"Content-Type": "application/json", "User-Agent": "masklet", "Idempotency-Key": delivery}
+        if self._authorization:
+            headers["Authorization"] = self._authorization
         request = urllib.request.Request(self._url, body, headers, method="POST")
         try:
             with self._opener.open(request, timeout=TIMEOUT_S) as answer:
@@ -61,7 +73,7 @@ class WebhookSink:
         except urllib.error.HTTPError as error:
             error.close()
             return error.code
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return 0
 
     def flush(self) -> None:
@@ -77,6 +89,20 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
         """Refuse."""
         return
+
+
+def _without_userinfo(url: str) -> tuple[str, str]:
+    """The address to post to, and the ``Authorization`` header."""
+    todo = "write http(s)://HOST[:PORT]/PATH, and percent-encode special characters of a password"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise UsageError("a bad webhook address", redact(url), todo) from None
+    if not parts.hostname or is_ambiguous(url) or any(ord(c) < 33 for c in url):
+        raise UsageError("a bad webhook address", redact(url), todo)
+    bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path or "/", parts.query, ""))
+    return bare, basic_authorization(parts.username, parts.password)
 
 
 def _payload(item: Item) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Protocol
 
-from pipeline.decode import redact
 from pipeline.errors import UsageError
 from pipeline.live.events import Event, LiveResult
+from pipeline.sources.live_redact import redact, scrub, secrets_of
 
 LOGGER = logging.getLogger("masklet.live")
 Item = LiveResult | Event
@@ -113,10 +113,14 @@ class Outlet:
         sink: does the work.
         capacity: items that may wait.
         batch: items per call of the sink.
+        secrets: what no message may hold.
     """
 
-    def __init__(self, name: str, sink: LiveSink, *, capacity: int, batch: int = 64) -> None:
+    def __init__(
+        self, name: str, sink: LiveSink, *, capacity: int, batch: int = 64, secrets: frozenset[str] = frozenset()
+    ) -> None:
         self.name, self._sink, self._capacity, self._batch = name, sink, capacity, batch
+        self._secrets = secrets
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._flushes: list[threading.Event] = []
@@ -220,7 +224,9 @@ class Outlet:
         return True
 
     def _complain(self, error: Exception) -> None:
-        self.error = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+        kind = type(error).__name__
+        text = " ".join(str(getattr(error, "strerror", None) or error or kind).split())
+        self.error = scrub(text, self._secrets, kind)
         if time.monotonic() - self._complained_s > _COMPLAIN_EVERY_S or not self._complained_s:
             self._complained_s = time.monotonic()
             LOGGER.error("sink %s: %s; %d items lost so far", self.name, self.error, self.num_lost)
@@ -294,8 +300,14 @@ def _open_sink(spec: str, capacity: int, segment_s: float, rows_per_part: int) -
             name, ParquetSink(Path(rest), segment_s=segment_s, rows_per_part=rows_per_part), capacity=capacity
         )
     if kind in ("http", "https"):
-        return Outlet(name, WebhookSink(spec), capacity=capacity)
+        return Outlet(name, WebhookSink(spec), capacity=capacity, secrets=secrets_of(spec))
     if kind == "mp4" or spec.startswith(("rtsp://", "rtsps://")):
         # Few, because each item holds a picture.
-        return Outlet(name, VideoSink(rest if kind == "mp4" else spec), capacity=min(capacity, 30), batch=1)
+        return Outlet(
+            name,
+            VideoSink(rest if kind == "mp4" else spec),
+            capacity=min(capacity, 30),
+            batch=1,
+            secrets=secrets_of(spec),
+        )
     raise UsageError(f"unknown sink {name!r}", "--sink", f"choose one of: {', '.join(SPECS)}")

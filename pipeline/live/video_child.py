@@ -1,6 +1,6 @@
-"""The process that draws and encodes one annotated stream: ``python -m pipeline.live.video_child TARGET`` < frames.
+"""The process that draws and encodes one annotated stream: ``python -m pipeline.live.video_child``.
 
-Frames come on stdin from the process that started it, each as a length and a pickled :class:`LiveResult`.
+On stdin, from its parent: the target, then frames as pickled :class:`LiveResult`, each after its length.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from pipeline.types import UInt8Array
 _TICKS_PER_S = 90_000
 
 
-def main(target: str, frames: IO[bytes]) -> None:
+def main(frames: IO[bytes]) -> None:
     """Encode until stdin ends."""
+    target = next(messages(frames), b"").decode()
     painter = Painter()
     video: Video | None = None
     try:
@@ -43,12 +44,18 @@ def main(target: str, frames: IO[bytes]) -> None:
 
 def received(stream: IO[bytes]) -> Iterator[LiveResult]:
     """The frames that are sent, until the sender closes."""
+    for data in messages(stream):
+        yield pickle.loads(data)  # from our own parent only
+
+
+def messages(stream: IO[bytes]) -> Iterator[bytes]:
+    """What is sent, until the sender closes."""
     while len(head := stream.read(4)) == 4:
         (size,) = struct.unpack("!I", head)
         data = stream.read(size)
         if len(data) < size:
             return
-        yield pickle.loads(data)  # from our own parent only
+        yield data
 
 
 class Video:
@@ -96,7 +103,7 @@ def _free(path: Path) -> Path:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop, by closing stdin
     try:
-        main(sys.argv[1], sys.stdin.buffer)
+        main(sys.stdin.buffer)
     except (av.error.FFmpegError, OSError) as failure:
         sys.stderr.write(f"annotated video: {getattr(failure, 'strerror', None) or type(failure).__name__}\n")
         sys.exit(1)

@@ -28,9 +28,9 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from configs.schema import LiveConfig
-from pipeline.decode import redact
 from pipeline.decode_table import local_path, scheme_of, video_stream
 from pipeline.errors import SourceError, UsageError
+from pipeline.sources.live_redact import is_ambiguous, redact
 
 NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "tcp")
 _HTTP_FORMATS = "hls,mpegts,mpjpeg,mjpeg,mov,matroska,flv,h264,hevc,ogg"
@@ -78,19 +78,22 @@ def parse_cameras(uris: Sequence[str], *, realtime: bool = False, taken: Sequenc
     cameras: list[CameraSpec] = []
     used = set(taken)
     for uri in uris:
+        check_camera(CameraSpec("", uri, realtime))
         stream_id = _unique(_slug(uri), used)
         used.add(stream_id)
-        cameras.append(check_camera(CameraSpec(stream_id, uri, realtime)))
+        cameras.append(CameraSpec(stream_id, uri, realtime))
     return cameras
 
 
-def check_camera(spec: CameraSpec) -> CameraSpec:
+def check_camera(spec: CameraSpec) -> None:
     """Refuse what cannot be opened for reasons that do not change."""
     scheme = scheme_of(spec.uri)
+    if scheme and is_ambiguous(spec.uri):
+        raise UsageError("a bad host", spec.shown, "percent-encode / ? # of a password: %2F %3F %23")
     if any(ord(c) < 33 for c in spec.uri) and scheme:
         raise UsageError("an address with blanks or control characters", spec.shown)
     if spec.is_webcam:
-        return spec
+        return
     if scheme:
         if scheme not in NETWORK_SCHEMES or (not urlsplit(spec.uri).hostname and scheme != "udp"):
             raise UsageError(
@@ -100,17 +103,16 @@ def check_camera(spec: CameraSpec) -> CameraSpec:
             )
     elif not local_path(spec.uri).is_file():
         raise SourceError("no such file", spec.shown, "give a URL, a webcam number or a file")
-    return spec
 
 
 def _slug(uri: str) -> str:
-    """A readable name: host and path of a URL, the stem of a file, ``webcam0``."""
+    """A readable name without credentials: host and path of a URL, the stem of a file, ``webcam0``."""
     if uri.isdecimal():
         return f"webcam{int(uri)}"
     if not scheme_of(uri):
         name = local_path(uri).stem
     else:
-        parts = urlsplit(uri)
+        parts = urlsplit(redact(uri))
         name = "-".join(p for p in (parts.hostname or "", str(_port(parts) or ""), *parts.path.split("/")) if p)
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:64] or "camera"
 
@@ -245,7 +247,7 @@ class HttpDoor:
         parts = urlsplit(uri)
         self._hosts = {(parts.hostname or "").lower(), *(h.lower() for h in config.allow_hosts)}
         self._timeout_s = config.stall_timeout_s
-        self._authorization = _basic(parts.username, parts.password)
+        self._authorization = basic_authorization(parts.username, parts.password)
         self._home = (parts.scheme, parts.hostname, parts.port)
         netloc = parts.netloc.rpartition("@")[2]
         self.address = urlunsplit((parts.scheme, netloc, parts.path or "/", parts.query, ""))
@@ -316,7 +318,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _basic(user: str | None, password: str | None) -> str:
+def basic_authorization(user: str | None, password: str | None) -> str:
+    """The ``Authorization`` header of basic authentication (RFC 7617); empty without a user."""
     if user is None:
         return ""
     pair = f"{unquote(user)}:{unquote(password or '')}".encode()
