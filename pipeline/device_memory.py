@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """In messages of the CUDA, MPS and CPU allocators (the last raises a plain ``RuntimeError``)."""
+_ADVICE = "free the device, set device.dtype=bfloat16, lower tracker.max_objects or take a smaller --model"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -21,6 +22,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def out_of_memory(error: BaseException, when: str = "") -> DeviceError:
+    """What to say of an allocation that failed, in one line with advice."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return DeviceError(f"out of memory{when}", lines[0], _ADVICE)
 
 
 def with_smaller_batches(run: Callable[[int], T], batch: int, what: str) -> tuple[T, int]:
@@ -43,11 +50,7 @@ def with_smaller_batches(run: Callable[[int], T], batch: int, what: str) -> tupl
             if not is_out_of_memory(error):
                 raise
             if batch <= 1:
-                raise DeviceError(
-                    f"out of memory with one {what} at a time",
-                    str(error).splitlines()[0],
-                    "free the device, set device.dtype=bfloat16, lower tracker.max_objects or take a smaller --model",
-                ) from error
+                raise out_of_memory(error, f" with one {what} at a time") from error
         # Outside of the handler: the error's traceback holds the tensors of the attempt.
         batch //= 2
         release_memory()

@@ -25,13 +25,13 @@ from ray.util.metrics import Counter, Gauge
 from ray.util.placement_group import remove_placement_group
 
 from configs.schema import Config
-from pipeline.errors import DeviceError, MaskletError
+from pipeline.errors import DeviceError, MaskletError, ModelError
 from pipeline.store import may_go_on
 from pipeline.types import BoxPrompt, Prompts
 from workers.phrases import encode_prompts
 from workers.ray_session import RaySession, Share, cluster_nodes, is_placed, share_cluster
 from workers.unit_worker import UnitWorker
-from workers.units import MAX_ATTEMPTS, Unit, UnitProgress, UnitReport, committed, set_aside
+from workers.units import MAX_ATTEMPTS, Unit, UnitProgress, UnitReport, committed, failed, set_aside
 
 LOGGER = logging.getLogger("masklet.ray")
 
@@ -42,7 +42,7 @@ _DRAIN_S = 15.0
 _PLACEMENT_S = 600.0
 """How long a job without any worker waits for the cluster to have room; autoscalers take minutes."""
 _MAX_STILLBORN = 3
-"""Starts that fail in a row, per worker, before the job is given up: what cannot be imported will never be."""
+"""Starts that fail in a row, per worker, before it is given up: what cannot be imported will never be."""
 _SILENCE_S = 900.0
 """A worker that says nothing for so long hangs. Models load in minutes; a frame takes seconds."""
 _EMBEDDINGS_S = 30.0
@@ -138,6 +138,13 @@ class _Slot:
     silent_s: float = 0.0
     frames: int = 0
     """Of the unit at hand."""
+    num_unbuilt: int = 0
+    """Workers in a row, here, that could not load their models."""
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether there is something wrong with this place."""
+        return self.num_unbuilt >= _MAX_STILLBORN
 
     def forget(self, *, is_dead: bool) -> _Task:
         """Take the task away; a dead actor too."""
@@ -185,10 +192,14 @@ class RayExecutor:
         self._spec = ray.put(_from_anywhere(_with_threads(spec, self._share)))
         self._prompts = [ray.put(prompts)]
         self._slots = [_Slot(i) for i in range(count)]
+        self._in_use = self._slots
+        """Those that the units at hand need."""
         self._session, self._silence_s = session, silence_s
         self._metrics = _Metrics()
         self._stillborn = 0
         """Actors in a row that could not start."""
+        self._has_worked = False
+        """Whether any worker ever got so far as to begin a unit."""
         self.num_retries = 0
 
     @property
@@ -203,7 +214,7 @@ class RayExecutor:
             DeviceError: the cluster has no room for a single worker, or none can start.
         """
         waiting = deque(_Task(u) for u in todo)
-        slots = self._slots[: max(len(waiting), 1)]
+        slots = self._in_use = self._slots[: max(len(waiting), 1)]
         homeless_s = 0.0
         try:
             while waiting or any(s.task for s in slots):
@@ -250,7 +261,8 @@ class RayExecutor:
     def _hand_out(self, slots: list[_Slot], waiting: deque[_Task], units: Path) -> None:
         for slot in slots:
             others_busy = any(s.task is not None for s in slots)
-            task = _next_for(slot, waiting, may_insist=not others_busy) if slot.task is None else None
+            is_free = slot.task is None and not slot.is_hopeless
+            task = _next_for(slot, waiting, may_insist=not others_busy) if is_free else None
             if task is not None and self._is_up(slot):
                 waiting.remove(task)
                 task.attempts += 1
@@ -323,26 +335,50 @@ class RayExecutor:
         except StopIteration:
             return self._retry(slot.forget(is_dead=False), "ended without a report", waiting, units)
         except RayTaskError as error:
-            if isinstance(error.cause, MaskletError):
-                raise error.cause from error
-            return self._retry(slot.forget(is_dead=False), _first_line(error), waiting, units)
+            is_unfit = self._is_unfit(slot, error)
+            return self._retry(slot.forget(is_dead=is_unfit), _first_line(error), waiting, units)
         except RayError as error:
             return self._retry(slot.forget(is_dead=True), _first_line(error), waiting, units)
-        if isinstance(event, UnitReport):
-            slot.forget(is_dead=False)
-        return event
+        self._has_worked, slot.num_unbuilt = True, 0
+        if not isinstance(event, UnitReport):
+            return event
+        task = slot.forget(is_dead=event.retry == "afresh")
+        return self._retry(task, event.error or "", waiting, units, event) if event.retry else event
 
-    def _retry(self, task: _Task, why: str, waiting: deque[_Task], units: Path) -> UnitReport | None:
-        """Queue a unit again, or set it aside; a commit whose acknowledgement got lost counts."""
+    def _is_unfit(self, slot: _Slot, error: RayTaskError) -> bool:
+        """Whether a worker could not load its models, which costs an attempt and the worker.
+
+        Raises:
+            MaskletError: no worker can, or the error is nobody's but the user's.
+        """
+        if not isinstance(error.cause, MaskletError):
+            return False
+        slot.num_unbuilt += 1
+        tried = [s for s in self._in_use if s.actor is not None or s.is_hopeless]
+        nobody_can = all(s.num_unbuilt for s in tried) and not self._has_worked
+        is_blameless = isinstance(error.cause, DeviceError | ModelError)
+        if not is_blameless or nobody_can or all(s.is_hopeless for s in self._in_use):
+            raise error.cause from error
+        return True
+
+    def _retry(
+        self, task: _Task, why: str, waiting: deque[_Task], units: Path, said: UnitReport | None = None
+    ) -> UnitReport | None:
+        """Queue a unit again, or set it aside; a commit whose acknowledgement got lost counts.
+
+        ``said``: the report of the attempt, where there is one; what it says stands in the end.
+        """
         report = committed(units, task.unit.key)
         if report is not None and not may_go_on(report.error):
             return report
         shutil.rmtree(units / task.unit.key, ignore_errors=True)
         LOGGER.warning("%s: attempt %d failed: %s", task.unit.video_id, task.attempts, why)
-        enough_workers = len(task.workers) >= min(MIN_WORKERS_TRIED, len(self._slots))
+        num_places = sum(not s.is_hopeless for s in self._in_use)
+        enough_workers = len(task.workers) >= min(MIN_WORKERS_TRIED, num_places)
         # A second worker may never come; then twice the attempts have to do.
         if task.attempts >= (MAX_ATTEMPTS if enough_workers else 2 * MAX_ATTEMPTS):
-            return set_aside(task.unit, f"{task.attempts} attempts on {len(task.workers)} worker(s)", why)
+            tried = f"{task.attempts} attempts on {len(task.workers)} worker(s)"
+            return failed(task.unit, f"{why} ({tried})", said.retry) if said else set_aside(task.unit, tried, why)
         self.num_retries += 1
         self._metrics.retries.inc()
         waiting.append(task)
@@ -445,5 +481,7 @@ def _next_for(slot: _Slot, waiting: deque[_Task], *, may_insist: bool) -> _Task 
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, RayTaskError) and isinstance(error.cause, MaskletError):
+        return str(error.cause)
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"[:300]

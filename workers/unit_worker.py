@@ -22,7 +22,7 @@ from workers.decode_worker import DecodeProcess
 from workers.gpu_worker import GpuWorker
 from workers.plan import frame_range, step_cuts
 from workers.steps import Steps
-from workers.units import LOOKS, Unit, UnitFolder, UnitProgress, UnitReport, fingerprint
+from workers.units import LOOKS, Unit, UnitFolder, UnitProgress, UnitReport, failed, fingerprint
 from workers.video_state import VideoState
 
 _PROGRESS_EVERY_S = 0.5
@@ -97,23 +97,26 @@ class UnitWorker:
     def process(self, unit: Unit, units: Path) -> Generator[UnitProgress | UnitReport]:
         """Do a unit and commit it under ``units``; yields progress, and its report at the end.
 
-        A source that cannot be read is a report with status ``failed``, not an error: trying again would not help.
+        A source that cannot be read is a report with status ``failed``, not an error, and so is a device without the
+        memory for this video; ``retry`` says whether another attempt may do better.
 
         Raises:
             KeyboardInterrupt: after committing what was done as ``partial``.
-            DeviceError, ConfigError: nothing of this video is kept.
+            ConfigError: what was asked for holds for no video.
         """
         try:
             yield from self._attempt(unit, units)
-        except (DeviceError, ConfigError):
+            return
+        except ConfigError:
             raise
-        except MaskletError as error:
-            yield UnitReport(unit.key, unit.video_id, unit.ordinal, "failed", error=str(error))
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
+        except Exception as error:
+            report = _report_of(error, unit, units)
+            if report is None:
                 raise
-            message = str(cannot_write(error, units.parent))
-            yield UnitReport(unit.key, unit.video_id, unit.ordinal, "failed", error=message)
+        # Outside of the handler: the error's traceback holds the tensors of the attempt.
+        if report.retry == "afresh":
+            _release_memory()
+        yield report
 
     def _attempt(self, unit: Unit, units: Path) -> Generator[UnitProgress | UnitReport]:
         folder = UnitFolder(units, unit.key)
@@ -218,6 +221,25 @@ class UnitWorker:
                 raise UsageError(f"--box names frame {index}", uri, f"the video has {len(table)} frames")
             frame = next(decode.read(table, index, index + 1, size=self._worker.input_size, decoder="pyav"))
             self._worker.add_exemplars(frame, [b for b in boxes if b.frame == index])
+
+
+def _report_of(error: Exception, unit: Unit, units: Path) -> UnitReport | None:
+    """The report of a unit that failed in a way that is understood; ``None``: nobody foresaw this."""
+    if isinstance(error, MaskletError):
+        return failed(unit, str(error), "afresh" if isinstance(error, DeviceError) else "")
+    if isinstance(error, OSError):
+        return failed(unit, str(cannot_write(error, units.parent))) if error.errno in _NO_ROOM else None
+    if not isinstance(error, RuntimeError):
+        return None
+    from pipeline.device_memory import is_out_of_memory, out_of_memory  # torch: not for scripted detections
+
+    return failed(unit, str(out_of_memory(error)), "afresh") if is_out_of_memory(error) else None
+
+
+def _release_memory() -> None:
+    from pipeline.device_memory import release_memory
+
+    release_memory()
 
 
 def start_decoder(config: Config) -> DecodeProcess:

@@ -72,6 +72,9 @@ class UnitReport:
     decoders: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     timings_s: dict[str, float] = field(default_factory=dict)
+    retry: str = ""
+    """Of a failed one, whether another attempt may do better: ``elsewhere`` (what is around this worker failed it),
+    ``afresh`` (the worker needs replacing, too), or empty: the video itself is at fault."""
     checksums: dict[str, str] = field(default_factory=dict)
     """SHA-256 by path in the folder, of every file."""
 
@@ -92,8 +95,14 @@ class UnitProgress:
 
 def set_aside(unit: Unit, tried: str, why: str) -> UnitReport:
     """The report of a unit that is given up: what was ``tried``, and ``why`` the last attempt failed."""
-    error = f"set aside after {tried}: {why}"
-    return UnitReport(unit.key, unit.video_id, unit.ordinal, "failed", error=error)
+    return failed(unit, f"set aside after {tried}: {why}")
+
+
+def failed(unit: Unit, error: str, retry: str = "") -> UnitReport:
+    """The report of a unit of which nothing is kept; ``retry`` as in :class:`UnitReport`."""
+    return UnitReport(
+        unit.key, unit.video_id, unit.ordinal, "failed", unit.start or 0, unit.stop or 0, error=error, retry=retry
+    )
 
 
 def fingerprint(uri: str) -> str:

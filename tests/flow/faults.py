@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from configs.schema import Config
+from pipeline.errors import DeviceError
+from pipeline.results import FrameResult
 from pipeline.types import BoxPrompt, Prompts
 from workers.unit_worker import UnitWorker
 from workers.units import Unit, UnitFolder, UnitProgress, UnitReport
 
 
 class FaultyWorker(UnitWorker):
-    """Meets ``FAULT`` in ``CLIPS/faults/VIDEO_ID`` (``kill``, ``hang`` or ``memory``), each time or ``once``."""
+    """Meets ``FAULT`` in ``CLIPS/faults/VIDEO_ID``, each time or ``once``.
+
+    ``kill``, ``hang``, ``memory`` (of the machine) or ``device`` (its memory is full).
+    """
 
     def process(self, unit: Unit, units: Path) -> Generator[UnitProgress | UnitReport]:
         """Track the unit, if its fault lets it."""
@@ -23,6 +32,7 @@ class FaultyWorker(UnitWorker):
         fault, _, how_often = path.read_text().partition(" ") if path.exists() else ("", "", "")
         if how_often == "once":
             path.unlink()
+        self.fault = fault
         for event in super().process(unit, units):
             yield event
             if fault == "kill":
@@ -31,6 +41,29 @@ class FaultyWorker(UnitWorker):
                 time.sleep(3600)
             if fault == "memory":
                 raise MemoryError("injected")
+
+    def _follow(self, *arguments: Any, **options: Any) -> Iterator[FrameResult]:
+        frames = super()._follow(*arguments, **options)
+        return _full(frames) if self.fault == "device" else frames
+
+
+def _full(frames: Iterator[FrameResult]) -> Iterator[FrameResult]:
+    yield next(frames)
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore that is of no interest")
+
+
+class Picky:
+    """Makes workers, but not the first so many times: then the device is not there."""
+
+    def __init__(self, folder: Path, failures: int) -> None:
+        self.folder, self.failures = folder, failures
+
+    def __call__(self, config: Config, prompts: Prompts, boxes: list[BoxPrompt], uri: str) -> UnitWorker:
+        for number in range(self.failures):
+            with contextlib.suppress(FileExistsError):
+                (self.folder / f"failure{number}").mkdir()
+                raise DeviceError("no such device: cuda:0", "", "use --device cpu")
+        return UnitWorker(config, prompts, boxes, uri)
 
 
 class NeverStarts:

@@ -19,7 +19,7 @@ from pipeline.errors import DeviceError
 from pipeline.job import Job, Silent
 from pipeline.store import Manifest, RunWriter
 from pipeline.types import Prompts
-from tests.flow.faults import FaultyWorker, LateToStart, NeverStarts
+from tests.flow.faults import FaultyWorker, LateToStart, NeverStarts, Picky
 from tests.flow.many import track_many
 from tests.flow.worlds import CHUNKED, ROOT, World, finish, start_driver, wait_for_work
 
@@ -153,6 +153,44 @@ def test_a_video_that_kills_every_worker_is_set_aside(world: World, tmp_path: Pa
     assert executor.num_retries == 2
     others = world.whole.filter([v != "v3" for v in world.whole["video_id"].to_pylist()])
     assert open_run(tmp_path / "run").table().equals(others)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_device_out_of_memory_is_tried_elsewhere_and_costs_its_video_only(world: World, tmp_path: Path) -> None:
+    manifest, executor = faulty_run(world, tmp_path, {"v2": "device once", "v3": "device"})
+    status = {v.video_id: (v.status, v.error) for v in manifest.videos}
+    assert [status[v][0] for v in ("v0", "v1", "v2", "v3")] == ["done", "done", "done", "failed"]
+    assert status["v3"][1] is not None
+    assert status["v3"][1].startswith(
+        "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): free the device"
+    )
+    assert status["v3"][1].endswith("(3 attempts on 2 worker(s))")
+    assert executor.num_retries == 3
+
+
+def picky_run(world: World, folder: Path, failures: int, workers: int) -> tuple[Manifest, RayExecutor]:
+    spec = WorkerSpec(world.config(), [], "", Picky(folder, failures))
+    executor = RayExecutor(spec, encode_prompts(world.config()), workers=workers)
+    manifest = Manifest("0", {"fingerprint": "f"}, ["disc"], [], "d")
+    try:
+        run = RunWriter.create(folder / "run", manifest, "")
+        return Job(world.config(), run, executor).execute(world.items, Silent()), executor
+    finally:
+        executor.close()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_without_its_device_costs_an_attempt_and_is_replaced(world: World, tmp_path: Path) -> None:
+    manifest, executor = picky_run(world, tmp_path, failures=1, workers=2)
+    assert [v.status for v in manifest.videos] == ["done"] * 4
+    assert executor.num_retries == 1
+    assert open_run(tmp_path / "run").table().equals(world.whole)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_model_that_no_worker_can_load_ends_the_job(world: World, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="no such device"):
+        picky_run(world, tmp_path, failures=100, workers=2)
 
 
 @pytest.mark.usefixtures("cluster")

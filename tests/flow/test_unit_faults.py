@@ -1,0 +1,63 @@
+"""What goes wrong in one video of a job in this process costs that video, is said in words, and can be repaired."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from pipeline import open_run
+from pipeline.cli import app
+from pipeline.errors import DeviceError
+from pipeline.results import FrameResult
+from tests.flow.worlds import World
+from workers.unit_worker import UnitWorker
+
+
+def track(world: World, run: Path, *options: str) -> Result:
+    fixed = ["--text", "disc", "--detections", str(world.folder / "detections"), "--tracker", "bytetrack"]
+    return CliRunner().invoke(app, ["track", *(i.uri for i in world.items[2:]), *fixed, "-o", str(run), *options])
+
+
+def entries(run: Path) -> dict[str, Any]:
+    return {v["video_id"]: v for v in json.loads((run / "manifest.json").read_text())["videos"]}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nno interest"),
+        RuntimeError("CUDA error: out of memory"),
+        DeviceError("out of memory with one object at a time", "CUDA out of memory", "free the device, take less"),
+    ],
+)
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_device_out_of_memory_costs_its_video_only(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, streams: int
+) -> None:
+    follow = UnitWorker._follow
+
+    def full(self: UnitWorker, table: Any, *arguments: Any) -> Iterator[FrameResult]:
+        for result in follow(self, table, *arguments):
+            yield result
+            if table.stream_id == "v2":
+                raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitWorker, "_follow", full)
+        result = track(world, tmp_path / "run", "--set", f"worker.streams_per_device={streams}")
+    assert result.exit_code == 1, result.output
+    found = entries(tmp_path / "run")
+    assert (found["v2"]["status"], found["v3"]["status"]) == ("failed", "done")
+    assert found["v2"]["error"].startswith("out of memory")
+    assert "free the device" in found["v2"]["error"]
+    assert "\n" not in found["v2"]["error"]
+    again = track(world, tmp_path / "run", "--resume", "--set", f"worker.streams_per_device={streams}")
+    assert again.exit_code == 0, again.output
+    rows = world.whole.filter([v in ("v2", "v3") for v in world.whole["video_id"].to_pylist()])
+    assert open_run(tmp_path / "run").table().equals(rows)
