@@ -30,6 +30,7 @@ from models.recipe.scenes import (
     sample_squash,
     sample_thing,
 )
+from models.recipe.staged import Limb, draw_limb, line_up, sample_limb, stage
 from models.recipe.vocabulary import COLOURS, HELD_OUT, N_COLOURS, N_SHAPES, SHAPES
 
 CATEGORIES = ("crossing", "occlusion", "look-alike")
@@ -55,6 +56,25 @@ class Actor:
             np.clip(self.thing.radius * self.growth**frame, 0.5 * self.thing.radius, 1.7 * self.thing.radius)
         )
         return replace(self.thing, x=x, y=y, rotation=self.thing.rotation + self.spin * frame, radius=radius)
+
+    def paint(self, image: F32, ids: U8, frame: int, index: int, camera: tuple[float, float]) -> None:
+        """Draw the thing as a camera that has moved by `camera` pixels sees it."""
+        t = self.at(frame)
+        draw(image, ids, replace(t, x=t.x - camera[0], y=t.y - camera[1]), index)
+
+
+@dataclass(frozen=True)
+class Hand:
+    """A hand that goes with a thing or its own way; never a target."""
+
+    limb: Limb
+    path: Path2
+    target: bool = False
+
+    def paint(self, image: F32, ids: U8, frame: int, index: int, camera: tuple[float, float]) -> None:
+        """Draw it over whatever is there."""
+        x, y = self.path(frame)
+        draw_limb(image, ids, self.limb, x - camera[0], y - camera[1])
 
 
 @dataclass(frozen=True)
@@ -108,10 +128,17 @@ def _still(x: float, y: float) -> Path2:
     return lambda frame: (x, y)
 
 
-def render(rng: Rng, actors: Sequence[Actor], frames: int, size: int, drift: float) -> tuple[U8, U8]:
+def render(
+    rng: Rng,
+    actors: Sequence[Actor | Hand],
+    frames: int,
+    size: int,
+    drift: float,
+    place: Callable[[Rng, int], F32] = background,
+) -> tuple[U8, U8]:
     """Draw the actors in order over a background drifting `drift` pixels per frame; light and noise change."""
     pad = int(drift * frames) + 1
-    scenery = background(rng, size + 2 * pad)
+    scenery = place(rng, size + 2 * pad)
     heading, flicker = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.08)
     blur, noise = float(rng.uniform(0.4, 1.1)) if rng.random() < 0.4 else 0.0, float(rng.uniform(1, 7))
     images = np.zeros((frames, size, size, 3), np.uint8)
@@ -123,13 +150,8 @@ def render(rng: Rng, actors: Sequence[Actor], frames: int, size: int, drift: flo
         index = 0
         for actor in actors:
             index += actor.target
-            t = actor.at(f)
-            draw(
-                image,
-                ids[f],
-                replace(t, x=t.x - dx * (drift > 0), y=t.y - dy * (drift > 0)),
-                index if actor.target else 0,
-            )
+            moved = (float(dx), float(dy)) if drift > 0 else (0.0, 0.0)
+            actor.paint(image, ids[f], f, index if actor.target else 0, moved)
         oy, ox = rng.integers(0, 31, 2)
         image = (
             image * np.float32(1 + flicker * np.sin(0.7 * f))
@@ -153,8 +175,10 @@ def _actors(rng: Rng, things: Sequence[Thing], speed: float, size: int) -> list[
     ]
 
 
-def training_clip(rng: Rng, frames: int, size: int = SIZE) -> tuple[U8, U8]:
+def training_clip(rng: Rng, frames: int, size: int = SIZE, staged_share: float = 0.0) -> tuple[U8, U8]:
     """A short wild clip: images [T,S,S,3], ids [T,S,S]; half with a double or a meeting, more with a screen."""
+    if staged_share and rng.random() < staged_share:
+        return shuffled_clip(rng, frames, size)
     squash = sample_squash(rng)
     pairs = sample_pairs(rng, False, True)[: int(rng.integers(2, 6))]
     things = [sample_thing(rng, c, s, squash, size) for c, s in pairs]
@@ -176,6 +200,51 @@ def training_clip(rng: Rng, frames: int, size: int = SIZE) -> tuple[U8, U8]:
         actors.append(Actor(screen, _bouncing(rng, replace(screen, x=float(x), y=float(y)), speed, size), target=False))
     drift = float(rng.uniform(0, 3)) if rng.random() < 0.35 else 0.0
     return render(rng, actors, frames, size, drift)
+
+
+def _swap(a: Thing, b: Thing, lift: float, begin: float, end: float) -> Path2:
+    """From `a` towards `b` on a bow `lift` pixels high, between two phases of the whole way (0 to 1)."""
+
+    def path(frame: int) -> tuple[float, float]:
+        k = float(np.clip((frame - begin) / (end - begin), 0, 1))
+        k = k * k * (3 - 2 * k)
+        return a.x + (b.x - a.x) * k, a.y + (b.y - a.y) * k + lift * 4 * k * (1 - k)
+
+    return path
+
+
+def shuffled_clip(rng: Rng, frames: int, size: int = SIZE) -> tuple[U8, U8]:
+    """A line-up of identical things; two of them change places before and behind each other, mostly led by hands."""
+    things = line_up(rng, size)
+    first, second = (int(i) for i in rng.permutation(len(things))[:2])
+    begin, length = frames * float(rng.uniform(-0.5, 0.3)), float(rng.uniform(8, 22))
+    bow = float(rng.uniform(0.1, 0.6)) * things[0].radius
+    paths = {
+        first: _swap(things[first], things[second], bow, begin, begin + length),
+        second: _swap(things[second], things[first], -bow, begin, begin + length),
+    }
+    cast = [Actor(t, paths.get(i, _still(t.x, t.y))) for i, t in enumerate(things)]
+    order = sorted(range(len(cast)), key=lambda i: cast[i].path(frames // 2)[1])
+    actors: list[Actor | Hand] = [cast[i] for i in order]
+    for i in paths:
+        if rng.random() < 0.7:
+            at = order.index(i) + 1 if rng.random() < 0.5 else len(actors)
+            actors.insert(at, _leading(rng, cast[i]))
+    return render(rng, actors, frames, size, 0.0, stage)
+
+
+def _leading(rng: Rng, actor: Actor) -> Hand:
+    """A hand on top of or beside a thing, going with it."""
+    radius, where = actor.thing.radius, float(rng.uniform(0, np.pi))
+    limb = sample_limb(rng, float(rng.uniform(0.7, 1.3)) * radius, actor.thing.stretch)
+    reach = float(rng.uniform(0.6, 1.2)) * radius
+    dx, dy = (reach * v for v in (np.cos(where) * actor.thing.stretch[0], -np.sin(where) * actor.thing.stretch[1]))
+
+    def path(frame: int) -> tuple[float, float]:
+        x, y = actor.path(frame)
+        return x + float(dx), y + float(dy)
+
+    return Hand(limb, path)
 
 
 def _meeting(rng: Rng, actors: list[Actor], frames: int, size: int) -> list[Actor]:

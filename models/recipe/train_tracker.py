@@ -222,13 +222,15 @@ def _like_a_detection(rng: np.random.Generator, mask: NDArray[np.bool_], low: in
     return guess if guess.any() else mask.astype(np.float32)
 
 
-def sample_tracks(rng: np.random.Generator, count: int, frames: int, each: int, shape: Shape) -> Tracks:
+def sample_tracks(
+    rng: np.random.Generator, count: int, frames: int, each: int, shape: Shape, staged_share: float = 0.0
+) -> Tracks:
     """`count` clips with up to `each` tracks; only things clearly visible in the first frame are followed."""
     images: list[NDArray[Any]] = []
     masks: list[NDArray[np.bool_]] = []
     owner: list[int] = []
     while len(images) < count:
-        pictures, ids = clips.training_clip(rng, frames, shape.image)
+        pictures, ids = clips.training_clip(rng, frames, shape.image, staged_share)
         clear = [int(i) for i in np.unique(ids[0]) if i and (ids[0] == i).sum() >= 3 * MIN_PIXELS]
         if not clear:
             continue
@@ -256,15 +258,17 @@ def sample_tracks(rng: np.random.Generator, count: int, frames: int, each: int, 
 class Clips(IterableDataset[Tracks]):
     """An endless stream of clip batches, lengths from `frames` at random; `seed` names the stream."""
 
-    def __init__(self, seed: int, count: int, frames: tuple[int, int], each: int, shape: Shape) -> None:
+    def __init__(
+        self, seed: int, count: int, frames: tuple[int, int], each: int, shape: Shape, staged_share: float
+    ) -> None:
         self.seed, self.count, self.frames, self.each, self.shape = seed, count, frames, each, shape
+        self.staged_share = staged_share
 
     def __iter__(self) -> Iterator[Tracks]:
         rng = np.random.default_rng([self.seed, 2])
         while True:
-            yield sample_tracks(
-                rng, self.count, int(rng.integers(self.frames[0], self.frames[1] + 1)), self.each, self.shape
-            )
+            frames = int(rng.integers(self.frames[0], self.frames[1] + 1))
+            yield sample_tracks(rng, self.count, frames, self.each, self.shape, self.staged_share)
 
 
 def features(backbone: nn.Module, neck: nn.Module, images: Tensor, shape: Shape) -> list[Tensor]:
@@ -381,7 +385,7 @@ def train(args: argparse.Namespace) -> None:
     average = Average(params, keep=0.99, slowness=10)
     rng = np.random.default_rng([99, 3])
     held_out = [sample_tracks(rng, 4, 10, 2, shape) for _ in range(5)]
-    data = Clips(args.seed, args.clips, (max(3, args.frames - 3), args.frames), args.each, shape)
+    data = Clips(args.seed, args.clips, (max(3, args.frames - 3), args.frames), args.each, shape, args.staged)
     stream = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
     means, clock, step = Means(), Clock(args.minutes), 0
     while clock.progress < 1:
@@ -415,6 +419,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--each", type=int, default=2)
     parser.add_argument("--frames", type=int, default=9)
+    parser.add_argument("--staged", type=float, default=0.35, help="share of clips with shuffled line-ups and hands")
     parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--save-seconds", type=float, default=240)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.recipe.clips import CATEGORIES, evaluation_clip, evaluation_set, training_clip, visible
+from models.recipe.clips import CATEGORIES, evaluation_clip, evaluation_set, shuffled_clip, training_clip, visible
 from models.recipe.net import Shape, build_tokenizer
 from models.recipe.scenes import MIN_PIXELS, Scene, absent_queries, draw, sample_queries, sample_scene, sample_thing
 from models.recipe.staged import staged_scene
@@ -139,3 +139,18 @@ def test_a_smeared_thing_is_wider_along_its_motion_only() -> None:
     (width, height, area), (smeared, same, smeared_area) = boxes
     assert 18 <= smeared - width <= 26 and abs(same - height) <= 2
     assert smeared_area == pytest.approx(area, rel=0.25)
+
+
+def test_in_a_shuffle_two_of_a_kind_change_places() -> None:
+    moved = []
+    for seed in range(4):
+        images, ids = shuffled_clip(np.random.default_rng(seed), 24)
+        assert images.shape == (24, 224, 224, 3)
+        count = int(ids.max())
+        centres = [
+            [np.mean(np.nonzero(ids[t] == i + 1)[1]) if (ids[t] == i + 1).any() else np.nan for t in (0, -1)]
+            for i in range(count)
+        ]
+        moved.append(sum(abs(b - a) > 8 for a, b in centres))
+    assert max(moved) == 2
+    assert np.mean(moved) > 1
