@@ -16,9 +16,19 @@ from configs.schema import Config
 from pipeline import stitch
 from pipeline.decode import redact
 from pipeline.results import FrameResult
-from pipeline.store import ROW_SCHEMA, VideoEntry, VideoWriter, cannot_write, frames_of_parts, may_go_on
-from workers.units import LOOKS, UnitReport, publish
+from pipeline.store import (
+    ROW_SCHEMA,
+    VideoEntry,
+    VideoWriter,
+    cannot_write,
+    frames_of_parts,
+    has_more_to_do,
+    may_go_on,
+)
+from workers.units import LOOKS, UnitReport, link_parts, remove_unit, replace_folder
 from workers.video_state import read_looks
+
+_ERRORS_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +46,41 @@ class Assembler:
     units: Path
 
     def publish(self, reports: Sequence[UnitReport], uri: str) -> VideoEntry:
-        """Make the units' rows the video's and return its entry; the units are gone then.
+        """Make the units' rows the video's and return its entry; the units stay until :meth:`settle`.
 
-        A video of several pieces whose one piece failed is ``partial``: the rest is stitched around the hole. Without
-        room for the rows it is ``failed``, and its units stay.
+        A video of several pieces whose one piece failed is ``partial``: the rest is stitched around the hole, and the
+        entry names what is missing. Without room for the rows it is ``failed``.
         """
         good = [r for r in reports if r.status != "failed"]
         target = self.run / "masklets" / reports[0].video_id
-        if len(reports) == 1:
-            if good:
-                publish(self.units, good[0].key, target)
-            return entry_of(reports, uri)
-        if not good:
-            return entry_of(reports, uri)
         entry = entry_of(reports, uri)
-        entry.chunks = [(r.start, r.stop) for r in good]
+        if not good:
+            return entry
         try:
-            entry.num_masklets, entry.links = self._stitch(good, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if len(reports) == 1:
+                self._take(good[0], target)
+            else:
+                entry.chunks, entry.missing = [(r.start, r.stop) for r in good], missing_ranges(reports)
+                entry.num_masklets, entry.links = self._stitch(good, target)
         except OSError as error:
             shutil.rmtree(_unfinished(target), ignore_errors=True)
             entry.status, entry.error = "failed", str(cannot_write(error, self.run))
-            return entry
-        if not any(may_go_on(r.error) for r in reports):
-            for report in good:
-                shutil.rmtree(self.units / report.key, ignore_errors=True)
         return entry
+
+    def settle(self, reports: Sequence[UnitReport], entry: VideoEntry) -> None:
+        """Remove the units of a video whose rows and entry are safe, unless a resumed run has a use for them."""
+        if not has_more_to_do(entry):
+            for report in reports:
+                remove_unit(self.units, report.key)
+
+    def _take(self, report: UnitReport, target: Path) -> None:
+        """Make the parts of a video's only unit its own."""
+        temporary = _unfinished(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        link_parts(self.units / report.key / "masklets", temporary)
+        replace_folder(temporary, target)
 
     def _stitch(self, reports: Sequence[UnitReport], target: Path) -> tuple[int, list[dict[str, Any]]]:
         """Write the stitched rows to ``target``, atomically; returns the number of masklets and the links."""
@@ -81,8 +101,7 @@ class Assembler:
         temporary = _unfinished(target)
         shutil.rmtree(temporary, ignore_errors=True)
         count, where = self._write(temporary, spans, links, reports)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        replace_folder(temporary, target)
         return count, [_link_row(k, where) for k in links]
 
     def _write(
@@ -144,7 +163,6 @@ def entry_of(reports: Sequence[UnitReport], uri: str) -> VideoEntry:
         decoders.update(report.decoders)
         counters.update(report.counters)
         seconds.update(report.timings_s)
-    errors = [r.error for r in reports if r.error]
     return VideoEntry(
         first.video_id,
         redact(uri),
@@ -156,12 +174,37 @@ def entry_of(reports: Sequence[UnitReport], uri: str) -> VideoEntry:
         _tracked(reports),
         first.num_masklets,
         max(decoders, key=lambda name: decoders[name], default=""),
-        errors[0] if errors else None,
+        _error_of(reports),
         dict(decoders),
         first.duration_s,
         dict(counters),
         {name: round(s, 3) for name, s in seconds.items()},
     )
+
+
+def _error_of(reports: Sequence[UnitReport]) -> str | None:
+    """All that went wrong in a video's units, what a new try may mend first; one line."""
+    errors = list(dict.fromkeys(r.error for r in reports if r.error))
+    errors.sort(key=lambda error: not may_go_on(error))
+    more = f"; and {len(errors) - _ERRORS_SHOWN} more" if len(errors) > _ERRORS_SHOWN else ""
+    return "; ".join(errors[:_ERRORS_SHOWN]) + more if errors else None
+
+
+def missing_ranges(reports: Sequence[UnitReport]) -> list[tuple[int, int]]:
+    """The frames of failed pieces that no other piece covers, as ``(first, one past last)``, ascending.
+
+    ``reports`` are in the order of the video.
+    """
+    found: list[tuple[int, int]] = []
+    good = [r for r in reports if r.status != "failed"]
+    for report in (r for r in reports if r.status == "failed"):
+        start = max([report.start, *(g.stop for g in good if g.ordinal < report.ordinal)])
+        stop = min([report.stop, *(g.start for g in good if g.ordinal > report.ordinal)])
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], stop)
+        elif start < stop:
+            found.append((start, stop))
+    return found
 
 
 def _status(reports: Sequence[UnitReport]) -> str:
@@ -171,6 +214,7 @@ def _status(reports: Sequence[UnitReport]) -> str:
 
 def _tracked(reports: Sequence[UnitReport]) -> int:
     """Frames tracked, those of an overlap counted once."""
+    reports = [r for r in reports if r.status != "failed"]
     shared = sum(
         round(max(a.stop - b.start, 0) * b.num_tracked / max(b.stop - b.start, 1))
         for a, b in itertools.pairwise(reports)

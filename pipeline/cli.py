@@ -126,7 +126,7 @@ def track(
                     twin.put(file)
         shown = redact(out)
         output.result(report.as_dict(folder, manifest, shown), report.table(folder, manifest, shown))
-    return 1 if any(v.status == "failed" for v in manifest.videos) else 0
+    return 1 if any(v.status == "failed" or v.missing for v in manifest.videos) else 0
 
 
 @app.command()

@@ -17,10 +17,19 @@ from pipeline.assemble import Assembler
 from pipeline.decode import local_path, probe, redact, scheme_of
 from pipeline.errors import ConfigError, MaskletError, RunInterruptedError
 from pipeline.sources.file import VideoItem
-from pipeline.store import INTERRUPTED, Manifest, RunWriter, VideoEntry, may_go_on
+from pipeline.store import INTERRUPTED, Manifest, RunWriter, VideoEntry, has_more_to_do
 from pipeline.telemetry import LOGGER
 from workers.plan import chunk_ranges
-from workers.units import Unit, UnitProgress, UnitReport, committed, fingerprint, remove_attempts, unit_key
+from workers.units import (
+    Unit,
+    UnitProgress,
+    UnitReport,
+    committed,
+    fingerprint,
+    remove_attempts,
+    remove_units_of,
+    unit_key,
+)
 
 
 class Executor(Protocol):
@@ -159,16 +168,18 @@ class Job:
     def _collect(self, report: UnitReport, listener: ProgressListener) -> None:
         """Take in a finished unit; with its last one, a video is published."""
         video = self._videos[report.video_id]
-        video.reports.append(report)
+        video.reports[report.key] = report
         if len(video.reports) == video.num_units:
             self._publish(video, listener)
 
     def _publish(self, video: _Video, listener: ProgressListener) -> None:
-        reports = sorted(video.reports, key=lambda r: r.ordinal)
-        video.reports.clear()  # a job of a hundred thousand videos keeps none
+        """Rows, then the twin's rows, then the manifest; only then the units go, so that no failure costs work."""
+        reports = sorted(video.reports.values(), key=lambda r: r.ordinal)
         entry = self._assembler.publish(reports, video.uri)
         entry.source_fingerprint = video.source
         self._end(entry, listener)
+        self._assembler.settle(reports, entry)
+        video.reports.clear()  # a job of a hundred thousand videos keeps none
 
     def _end(self, entry: VideoEntry, listener: ProgressListener) -> None:
         self._run.end_video(entry)
@@ -178,7 +189,8 @@ class Job:
         """What was tracked of a video in one piece is worth showing; resuming does it again. Chunks just stay."""
         for folder in self._units.glob("[!.]*"):
             report = committed(self._units, folder.name)
-            if report is not None and self._videos[report.video_id].num_units == 1:
+            video = self._videos.get(report.video_id) if report is not None else None
+            if report is not None and video is not None and video.num_units == 1:
                 self._collect(report, listener)
         remove_attempts(self._units)
         self._run.manifest.status = "interrupted"
@@ -191,8 +203,10 @@ class Job:
         manifest.status = "complete"
         self._account(manifest, seconds)
         self._run.save()
-        if any(v.status == "failed" or may_go_on(v.error) for v in manifest.videos):
+        finished = {v.video_id for v in manifest.videos if not has_more_to_do(v)}
+        if len(finished) < len(manifest.videos):
             remove_attempts(self._units)  # what is committed of a failed video need not be done again
+            remove_units_of(self._units, finished)
             with suppress(OSError):
                 self._units.rmdir()
         else:
@@ -221,7 +235,8 @@ class _Video:
     num_units: int
     source: str
     """Its fingerprint when it was planned."""
-    reports: list[UnitReport] = field(default_factory=list)
+    reports: dict[str, UnitReport] = field(default_factory=dict)
+    """By key."""
 
 
 def _was_interrupted(report: UnitReport) -> bool:

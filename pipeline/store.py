@@ -83,6 +83,8 @@ class VideoEntry:
     """Wall-clock seconds per stage, and ``total``."""
     chunks: list[tuple[int, int]] = field(default_factory=list)
     """Frame ranges tracked apart and stitched; empty for a video tracked in one piece."""
+    missing: list[tuple[int, int]] = field(default_factory=list)
+    """Frame ranges of pieces that failed: ``--resume`` does these again and nothing else."""
     links: list[dict[str, Any]] = field(default_factory=list)
     """Stitches: ``masklet_id, frame, kind (overlap|gap), confidence, rival, weak`` (weak ones deserve a look)."""
     source_fingerprint: str = ""
@@ -130,10 +132,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _fsync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _fsync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable (needed on POSIX; NFS too)."""
     fd = os.open(folder, os.O_RDONLY)
     try:
@@ -280,10 +282,7 @@ class RunWriter:
 
     def finished(self, video_id: str) -> bool:
         """Whether this video needs no more work: done, or partial for a reason that a new try would meet again."""
-        return any(
-            v.video_id == video_id and (v.status == "done" or (v.status == "partial" and not may_go_on(v.error)))
-            for v in self.manifest.videos
-        )
+        return any(v.video_id == video_id and not has_more_to_do(v) for v in self.manifest.videos)
 
     def entry(self, video_id: str) -> VideoEntry:
         """The entry of a video that has ended; ``KeyError`` if it has not."""
@@ -320,6 +319,11 @@ def cannot_write(error: OSError, run: Path) -> RunError:
 def may_go_on(error: str | None) -> bool:
     """Whether a video that ended with this error may do better the next time."""
     return (error or "").startswith((INTERRUPTED, NO_ROOM))
+
+
+def has_more_to_do(entry: VideoEntry) -> bool:
+    """Whether a resumed run tries this video, or pieces of it, again."""
+    return entry.status == "failed" or bool(entry.missing) or (entry.status == "partial" and may_go_on(entry.error))
 
 
 def check_reusable(folder: Path, *, resume: bool, overwrite: bool) -> bool:

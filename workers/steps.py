@@ -9,14 +9,13 @@ without steps.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.store import VideoWriter
-from workers.units import STEPS, UnitFolder, UnitReport, committed
+from workers.units import STEPS, UnitFolder, UnitReport, committed, link_parts
 from workers.video_state import VideoState
 
 
@@ -42,7 +41,7 @@ class Steps:
             done = committed(self._root, _name(self._num_done))
             if done is None:
                 break
-            self._num_parts += _link_parts(self._root / done.key / "masklets", folder.masklets, 0)
+            self._num_parts += link_parts(self._root / done.key / "masklets", folder.masklets)
             self._num_done, first = self._num_done + 1, done.stop
             report.num_tracked, report.num_masklets = done.num_tracked, done.num_masklets
             report.timings_s = dict(done.timings_s)
@@ -65,7 +64,7 @@ class Steps:
         writer.commit()
         piece = UnitFolder(self._root, name)
         try:
-            self._num_parts += _link_parts(folder.masklets, piece.masklets, self._num_parts)
+            self._num_parts += link_parts(folder.masklets, piece.masklets, self._num_parts)
             state.save(piece.temporary / "state")
             piece.commit(replace(report, key=name, stop=cut))
         finally:
@@ -79,14 +78,3 @@ class Steps:
 
 def _name(ordinal: int) -> str:
     return f"{ordinal:05d}"
-
-
-def _link_parts(source: Path, target: Path, skip: int) -> int:
-    """Give ``target`` the parts of ``source`` after the first ``skip``, without copying where possible."""
-    parts = sorted(source.glob("part-*.parquet"))[skip:]
-    for part in parts:
-        try:
-            os.link(part, target / part.name)
-        except OSError:  # a file system without hard links; a real failure shows again here
-            shutil.copy2(part, target / part.name)
-    return len(parts)

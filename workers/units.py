@@ -11,14 +11,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pipeline.errors import RunError
-from pipeline.store import write_atomically
+from pipeline.store import sync_folder, write_atomically
 
 _HEAD_BYTES = 1 << 20
 LOOKS = "looks.npz"
@@ -170,6 +169,7 @@ class UnitFolder:
         write_atomically(self.temporary / "unit.json", text.encode())
         try:
             os.rename(self.temporary, self.final)
+            sync_folder(self.final.parent)
         except OSError:
             # Another attempt at the same unit was faster; its rows are the same.
             if not (self.final / "unit.json").exists():
@@ -203,19 +203,53 @@ def remove_attempts(units: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(units: Path, key: str, target: Path) -> None:
-    """Move a unit's parts to where readers look for the video's; the unit is gone then.
+def link_parts(source: Path, target: Path, skip: int = 0) -> int:
+    """Give ``target`` the parts of ``source`` after the first ``skip``, without copying where possible; their number.
 
     Raises:
-        RunError: the run folder cannot be written.
+        OSError: there is no room.
     """
-    try:
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(units / key / "masklets", target)
-    except OSError as error:
-        raise RunError("cannot publish a video's rows", str(target), str(error)) from error
+    parts = sorted(source.glob("part-*.parquet"))[skip:]
+    for part in parts:
+        try:
+            os.link(part, target / part.name)
+        except OSError:  # a file system without hard links; a real failure shows again here
+            shutil.copy2(part, target / part.name)
+            _sync_file(target / part.name)
+    return len(parts)
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put a finished folder where another may stand.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    sync_folder(new)
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(new, target)
+    sync_folder(target.parent)
+
+
+def remove_unit(units: Path, key: str) -> None:
+    """Remove a unit whose rows stand elsewhere."""
     shutil.rmtree(units / key, ignore_errors=True)
+
+
+def remove_units_of(units: Path, video_ids: Container[str]) -> None:
+    """Remove what is left of videos that need it no more."""
+    for folder in units.glob("[!.]*"):
+        try:
+            video_id = json.loads((folder / "unit.json").read_text(encoding="utf-8"))["video_id"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if video_id in video_ids:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

@@ -10,14 +10,15 @@ import pytest
 
 from configs.load import load_config
 from configs.schema import Config
-from pipeline.errors import RunInterruptedError, UsageError
+from pipeline.assemble import entry_of
+from pipeline.errors import RunError, RunInterruptedError, UsageError
 from pipeline.job import Job, Silent
 from pipeline.masks import boxes, encode
 from pipeline.results import FrameResult
 from pipeline.sources.file import VideoItem
-from pipeline.store import Manifest, RunWriter, VideoWriter, open_run
+from pipeline.store import Manifest, RunWriter, VideoWriter, has_more_to_do, open_run
 from tests.e2e.clips import write_clip
-from workers.units import Unit, UnitFolder, UnitProgress, UnitReport
+from workers.units import Unit, UnitFolder, UnitProgress, UnitReport, set_aside
 
 SIZE = (60, 80)
 
@@ -196,3 +197,114 @@ def test_another_plan_is_refused(tmp_path: Path, items: list[VideoItem]) -> None
     manifest = Manifest("0", {"fingerprint": "other"}, ["cat"], [], "d")
     with pytest.raises(UsageError, match="model weights"):
         RunWriter.create(tmp_path / "run", manifest, "", resume=True)
+
+
+class LosesPieces(FakeExecutor):
+    """Sets aside the pieces with these numbers, each for a reason of its own."""
+
+    def __init__(self, *ordinals: int) -> None:
+        super().__init__()
+        self._ordinals = ordinals
+
+    def run(self, todo: Iterable[Unit], units: Path) -> Generator[UnitProgress | UnitReport]:
+        for unit in todo:
+            if unit.ordinal in self._ordinals:
+                yield set_aside(unit, "3 attempts", f"reason {unit.ordinal}")
+            else:
+                yield self._do(unit, units)
+
+
+def test_a_piece_that_was_set_aside_is_listed_and_can_be_repaired(tmp_path: Path, items: list[VideoItem]) -> None:
+    config, run = load_config(None, CHUNKED), tmp_path / "run"
+    job(tmp_path / "whole", FakeExecutor(), Config()).execute(items[:2], Silent())
+    (lost, _) = job(run, LosesPieces(1), config).execute(items[:2], Silent()).videos
+    assert lost.status == "partial"
+    ((start, stop),) = lost.missing
+    assert 0 < start < stop <= 30
+    assert lost.num_tracked == 30 - (stop - start)
+    kept = open_run(run).table("a")["frame"].to_pylist()
+    assert sorted({*kept, *range(start, stop)}) == list(range(30))
+    assert not RunWriter(run, open_run(run).manifest).finished("a")
+    repairs = FakeExecutor()
+    manifest = job(run, repairs, config, resume=True).execute(items[:2], Silent())
+    assert sorted(repairs.done) == [("a", 1), ("b", 1)]
+    assert [(v.status, v.missing, v.error) for v in manifest.videos] == [("done", [], None)] * 2
+    assert open_run(run).table().equals(open_run(tmp_path / "whole").table())
+    assert not (run / ".units").exists()
+
+
+def test_all_that_went_wrong_in_the_pieces_is_said_and_decides(tmp_path: Path, items: list[VideoItem]) -> None:
+    run = tmp_path / "run"
+    config = load_config(None, ["chunk.length=0.6s", "chunk.overlap=0.2s"])
+    manifest = job(run, LosesPieces(0, 1, 3), config).execute(items[:1], Silent())
+    (entry,) = manifest.videos
+    assert [f"reason {i}" in (entry.error or "") for i in range(4)] == [True, True, False, True]
+    assert len(entry.missing) == 2  # neighbours are one
+    assert entry.missing[0][0] == 0
+    reports = [
+        UnitReport("k0", "v", 0, "partial", 0, 9, error="it ends early"),
+        UnitReport("k1", "v", 1, "partial", 8, 20, error="interrupted after 3 of 12 frames"),
+    ]
+    assert has_more_to_do(entry_of(reports, "v.mp4"))
+
+
+class Fails:
+    """A twin that takes nothing whose name ends with ``victim``, until it is mended."""
+
+    def __init__(self, victim: str) -> None:
+        self.victim = victim
+
+    def put(self, path: Path) -> None:
+        if self.victim and path.as_posix().endswith(self.victim):
+            raise RunError("cannot write: the bucket is full")
+
+
+@pytest.mark.parametrize("sets", [[], CHUNKED], ids=["whole", "pieces"])
+@pytest.mark.parametrize("victim", ["masklets/a", "manifest.json"])
+def test_nothing_is_done_again_that_only_could_not_be_uploaded(
+    tmp_path: Path, items: list[VideoItem], sets: list[str], victim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, twin = load_config(None, sets), Fails("")
+    manifest = Manifest("0", {"fingerprint": "f"}, ["cat"], [], "d")
+    writer = RunWriter.create(tmp_path / "run", manifest, "", twin=twin)
+    twin.victim = victim
+    first = FakeExecutor()
+    with pytest.raises(RunError, match="bucket is full"):
+        Job(config, writer, first).execute(items[:1], Silent())
+    assert first.done
+    twin.victim = ""
+    again = FakeExecutor()
+    writer = RunWriter.create(tmp_path / "run", manifest, "", resume=True, twin=twin)
+    done = Job(config, writer, again).execute(items[:1], Silent())
+    assert [v.status for v in done.videos] == ["done"]
+    assert set(again.done).isdisjoint(first.done)
+    assert len(open_run(tmp_path / "run").table()) == 30
+
+
+def test_units_of_videos_that_are_finished_do_not_pile_up(tmp_path: Path, items: list[VideoItem]) -> None:
+    """A kill between manifest and clean-up leaves them."""
+    units = tmp_path / "run" / ".units"
+    job(tmp_path / "run", FakeExecutor(fail=("b",)), Config()).execute(items[:2], Silent())
+    FakeExecutor()._do(Unit("left", "a", ""), units)
+    job(tmp_path / "run", FakeExecutor(fail=("b",)), Config(), resume=True).execute(items[:2], Silent())
+    assert not (units / "left").exists()
+
+
+def test_an_interruption_while_a_resumed_job_is_planned_keeps_everything(
+    tmp_path: Path, items: list[VideoItem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = load_config(None, CHUNKED), tmp_path / "run"
+    job(run, LosesPieces(1), config).execute(items[:2], Silent())
+    before = {p.name for p in (run / ".units").iterdir()}
+
+    def interrupted(*_: object) -> list[Unit]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.job.plan_units", interrupted)
+        with pytest.raises(RunInterruptedError):
+            job(run, FakeExecutor(), config, resume=True).execute(items[:2], Silent())
+    assert {p.name for p in (run / ".units").iterdir()} == before
+    repairs = FakeExecutor()
+    job(run, repairs, config, resume=True).execute(items[:2], Silent())
+    assert sorted(repairs.done) == [("a", 1), ("b", 1)]
