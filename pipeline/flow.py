@@ -47,6 +47,8 @@ class _Stream:
     error: BaseException | None = None
     """What its source failed with; raised when its own turn comes."""
     is_over: bool = False
+    is_new: bool = True
+    """No call so far was its own."""
 
     def pull(self, count: int) -> None:
         """Have up to ``count`` frames to look at."""
@@ -64,13 +66,17 @@ class JointDetection:
     """Frames of several streams in the same detector calls, for streams that take turns in one thread.
 
     Whoever runs out of detections takes along the next frames of all others that have run out too; a call has up to
-    ``batch_frames`` frames, an equal share of each stream. A source or a detector that fails, fails for the stream
-    whose turn it is; the frames of the others wait for theirs.
+    ``batch_frames`` frames, an equal share of each stream that still has any, and at least one of each. A source or a
+    detector that fails, fails for the stream whose turn it is; the frames of the others wait for theirs.
+
+    Args:
+        num_streams: how many there may be; whoever begins takes its share of so many, to get in step with those that
+            have yet to begin.
     """
 
     def __init__(self, detector: Detector, batch_frames: int, num_streams: int) -> None:
-        self._detector = detector
-        self._share = max(1, batch_frames // num_streams)
+        self._detector, self._batch_frames = detector, batch_frames
+        self._first_share = max(1, batch_frames // num_streams)
         self._streams: list[_Stream] = []
 
     def detect(
@@ -87,14 +93,15 @@ class JointDetection:
 
     def _look(self, asking: _Stream, prompts: Prompts) -> bool:
         """One joint call; false when the asking stream has no more frames."""
-        asking.pull(self._share)
+        share = self._share(asking)
+        asking.pull(share)
         if not asking.pulled:
             if asking.error is not None:
                 raise asking.error
             return False
         group = [asking, *(s for s in self._streams if s is not asking and not s.ready)]
         for stream in group:
-            stream.pull(self._share)
+            stream.pull(share)
         batch = [frame for stream in group for frame in stream.pulled]
         started = time.perf_counter()
         found = iter(self._detector.detect(batch, prompts))
@@ -103,7 +110,15 @@ class JointDetection:
             stream.times.add("detect", per_frame_s * len(stream.pulled))
             stream.ready.extend((frame, next(found)) for frame in stream.pulled)
             stream.pulled.clear()
+        asking.is_new = False
         return True
+
+    def _share(self, asking: _Stream) -> int:
+        """Frames of each stream in a call."""
+        if asking.is_new:
+            return self._first_share
+        going_on = sum(not stream.is_over for stream in self._streams)
+        return max(1, self._batch_frames // max(going_on, 1))
 
 
 def track(

@@ -135,7 +135,12 @@ def load_models(config: Config) -> tuple[Detector, Any]:
     device, dtype = prepare_device(config.device)
     checkpoint = open_checkpoint(config.model)
     detector = Sam3LiteTextDetector(
-        checkpoint, config.detector, device=device, dtype=dtype, compile_encoder=config.device.compile
+        checkpoint,
+        config.detector,
+        device=device,
+        dtype=dtype,
+        compile_encoder=config.device.compile,
+        num_streams=config.worker.streams_per_device,
     )
     needs_memory = config.tracker.name == "sam3_memory"
     return detector, checkpoint.load_tracker(device, dtype) if needs_memory else None

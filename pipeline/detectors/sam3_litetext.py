@@ -66,6 +66,10 @@ class FeatureCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def make_room(self, capacity: int) -> None:
+        """Keep at least so many from now on."""
+        self._capacity = max(self._capacity, capacity)
+
     def get(self, frame: Frame) -> Tensor | None:
         """``(1, tokens, C)``, or ``None``."""
         image, state = self._entries.get((frame.stream_id, frame.index), (None, None))
@@ -113,6 +117,7 @@ class Sam3LiteTextDetector:
         device: where to run.
         dtype: of the large layers; boxes and scores stay float32.
         compile_encoder: ``torch.compile`` the image encoder, by far the largest part.
+        num_streams: whose frames come in turns; so many more are remembered for their trackers.
     """
 
     def __init__(
@@ -123,6 +128,7 @@ class Sam3LiteTextDetector:
         dtype: torch.dtype = torch.float32,
         *,
         compile_encoder: bool = False,
+        num_streams: int = 1,
     ) -> None:
         self._config, self.device = config, torch.device(device)
         self._network = Sam3Network(checkpoint.load_detector(device, dtype))
@@ -131,8 +137,8 @@ class Sam3LiteTextDetector:
         self.image_size = checkpoint.image_size
         """Side of the square model input, pixels."""
         self._pairs_per_call, self._max_pairs = _PAIRS_PER_CALL, 1 << 30
-        # The tracker follows one batch behind; the second batch is for streams that take turns.
-        self._cache = FeatureCache(2 * config.batch_frames)
+        # The tracker follows one batch behind; the second batch is for streams that are not in step.
+        self._cache = FeatureCache(2 * max(config.batch_frames, num_streams))
 
     @torch.no_grad()
     def features(self, frame: Frame) -> Tensor:
@@ -149,6 +155,7 @@ class Sam3LiteTextDetector:
         Raises:
             DeviceError: even one phrase on one frame does not fit.
         """
+        self._cache.make_room(2 * len(frames))
         most = min(self._config.batch_frames * max(len(prompts.phrases), 1), self._max_pairs)
         found, pairs = with_smaller_batches(lambda size: self._detect_all(frames, prompts, size), most, "phrase")
         if pairs < most:

@@ -8,6 +8,7 @@ all masks, and reads shapes and masks back from the device in each decoder layer
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,12 @@ class Sam3Network:
             model.dot_product_scoring,
             model.geometry_encoder,
         )
-        self.dtype: torch.dtype = decoder.query_embed.weight.dtype
+        weight = decoder.query_embed.weight
+        self.dtype: torch.dtype = weight.dtype
+        self.row_by_row: bool = weight.device.type == "cpu"
+        """Whether what rounds by the size of its batch is done one by one. On a CPU these are the neck, the pixel
+        decoder and the small heads (the encoder and DETR's layers do not); all lose nothing by it, and a frame's
+        result does not depend on what else was in its batch."""
         # Small and precise: bfloat16 would round boxes to a percent of the picture, and scores to half a percent.
         for head in (
             decoder.output_layer_norm,
@@ -80,8 +86,14 @@ class Sam3Network:
 
     def coarse(self, states: Tensor) -> Tensor:
         """The neck's level at the encoder's own resolution, ``(F, C, h, w)``: all that DETR needs."""
-        features: Tensor = self._neck.fpn_layers[-2](_as_image(states))
+        features: Tensor = self._each(self._neck.fpn_layers[-2], _as_image(states))
         return features
+
+    def _each(self, run: Callable[..., Tensor], *batch: Tensor) -> Tensor:
+        """``run(*batch)``, row by row where the size of a batch would show in the last digits."""
+        if not self.row_by_row or len(batch[0]) == 1:
+            return run(*batch)
+        return torch.cat([run(*row) for row in zip(*(column.split(1) for column in batch), strict=True)])
 
     def decode(self, coarse: Tensor, text: Tensor, mask: Tensor) -> Decoded:
         """Encoder, decoder and scores for B pairs.
@@ -99,7 +111,7 @@ class Sam3Network:
         for layer in self._encoder.layers:
             memory = layer(memory, prompt_feats=tokens, vision_pos_encoding=position, prompt_cross_attn_mask=text_bias)
         queries, boxes, presence = self._decode(memory, position, tokens, text_bias, (height, width))
-        logits = self._scoring(queries[None], text.float(), mask)[0].squeeze(-1)
+        logits = self._each(lambda q, t, m: self._scoring(q[None], t, m)[0].squeeze(-1), queries, text.float(), mask)
         return Decoded(memory, queries, box_cxcywh_to_xyxy(boxes), logits, presence)
 
     def _decode(
@@ -123,7 +135,8 @@ class Sam3Network:
             )
             queries = decoder.output_layer_norm(hidden[:, 1:].float())
             boxes = (decoder.box_head(queries) + inverse_sigmoid(boxes)).sigmoid()
-        presence = decoder.presence_head(decoder.presence_layer_norm(hidden[:, :1].float())).squeeze(-1)
+        believed = decoder.presence_layer_norm(hidden[:, :1].float())
+        presence = self._each(decoder.presence_head, believed).squeeze(-1)
         limit = decoder.clamp_presence_logit_max_val
         return queries, boxes, presence.clamp(-limit, limit)
 
@@ -187,8 +200,9 @@ class Sam3Network:
         active = pair.unique().tolist()
         out = [states.new_zeros((0, *self._mask_size(states)), dtype=torch.float32)]
         fine: dict[int, list[Tensor]] = {}
-        for start in range(0, len(active), _MASK_PAIRS):
-            some = active[start : start + _MASK_PAIRS]
+        at_once = 1 if self.row_by_row else _MASK_PAIRS
+        for start in range(0, len(active), at_once):
+            some = active[start : start + at_once]
             frames = [int(frame[b]) for b in some]
             fine = {f: fine.get(f) or self._fine(states[f : f + 1]) for f in dict.fromkeys(frames)}
             levels = [torch.cat(level) for level in zip(*(fine[f] for f in frames), strict=True)]

@@ -45,10 +45,10 @@ class Reference:
         size = {"height": self.image_size, "width": self.image_size}
         self.processor = Sam3Processor(Sam3ImageProcessor(size=size), self._tokenizer)
 
-    def detector(self, dtype: torch.dtype = torch.float32, **values: Any) -> Sam3LiteTextDetector:
+    def detector(self, dtype: torch.dtype = torch.float32, num_streams: int = 1, **values: Any) -> Sam3LiteTextDetector:
         """Our detector on the same weights (in place: another ``dtype`` changes the reference too)."""
         checkpoint = cast(Checkpoint, Loaded(self.model, self.image_size))
-        return Sam3LiteTextDetector(checkpoint, DetectorConfig(**values), dtype=dtype)
+        return Sam3LiteTextDetector(checkpoint, DetectorConfig(**values), dtype=dtype, num_streams=num_streams)
 
     def prompts(self, phrases: list[str], vetoes: list[str] | None = None) -> Prompts:
         is_litetext = self.model.config.model_type == "sam3_lite_text"
