@@ -84,7 +84,7 @@ class Street:
         for disc, (x, y, r) in self.seen(index):
             cv2.circle(image, (x, y), r, COLOURS[disc.number % 3], -1)
         frame = Frame("soak", index, index / 10, image, (self.size, self.size))
-        return LiveFrame(frame, 1e9 + index / 10, time.monotonic())
+        return LiveFrame(frame, time.time(), time.monotonic())
 
     def seen(self, index: int) -> list[tuple[Disc, tuple[int, int, int]]]:
         """Discs in the picture, with centre and radius."""
@@ -99,7 +99,7 @@ class Street:
     def stop(self) -> None:
         """Nothing to stop."""
 
-    def resume(self, next_index: int, pts_s: float, wall_s: float, source_size: tuple[int, int]) -> None:
+    def resume(self, next_index: int, pts_s: float, wall_s: float, source_size: tuple[int, int] | None) -> None:
         """The street knows itself where it was."""
 
 

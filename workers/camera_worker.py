@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.live.checkpoint import Marks, load_state, prepare_state
+from pipeline.live.checkpoint import Marks, Past, load_state, prepare_state
 from pipeline.live.events import Event, LiveResult
 from pipeline.live.exemplars import Exemplars
 from pipeline.live.heap import TRIM_EVERY_FRAMES, give_back
@@ -29,6 +29,10 @@ from pipeline.sources.live import LiveFrame, Lost, State
 from pipeline.types import Detections, Detector, Prompts, Tracker
 
 LOGGER = logging.getLogger("masklet.live")
+_FIRST_BACKOFF_S, _BACKOFF_CAP_S = 0.25, 10.0
+_CALM_S = 60.0
+"""A camera that did not fail for so long begins with the shortest wait again."""
+_COMPLAIN_EVERY_S = 30.0
 
 
 class CameraFeed(Protocol):
@@ -54,8 +58,8 @@ class CameraFeed(Protocol):
         """Number of the frame that arrives next."""
         ...
 
-    def resume(self, next_index: int, pts_s: float, wall_s: float, source_size: tuple[int, int]) -> None:
-        """Go on from where an earlier process was."""
+    def resume(self, next_index: int, pts_s: float, wall_s: float, source_size: tuple[int, int] | None) -> None:
+        """Go on from where an earlier process was; without a size, with that of the next frame."""
         ...
 
 
@@ -92,6 +96,15 @@ class Camera:
     """A gap was too long: the session has ended, the next frame begins another."""
     pending: Linked = field(default_factory=Linked)
     """What an error left behind, to be said with the next step."""
+    failed_s: float = -_CALM_S
+    """When its tracking last failed."""
+    num_tries: int = 0
+    """How often it failed again, soon after."""
+    try_at_s: float = 0.0
+    """Until then nothing of it is tracked: it would only fail again, at everybody's cost."""
+    complained_s: float = -_COMPLAIN_EVERY_S
+    restart: str = ""
+    """Why an earlier process's objects do not go on, to be said with the first frame."""
 
 
 class CameraWorker:
@@ -124,13 +137,25 @@ class CameraWorker:
 
     # -- which cameras --------------------------------------------------------------------------------------------
 
-    def add(self, stream_id: str, feed: CameraFeed, prompts: Prompts, folder: Path | None = None) -> CameraOutput:
-        """Follow one more camera; continues the state in ``folder`` if there is one."""
+    def add(
+        self,
+        stream_id: str,
+        feed: CameraFeed,
+        prompts: Prompts,
+        folder: Path | None = None,
+        past: Sequence[Past] = (),
+    ) -> CameraOutput:
+        """Follow one more camera; continues the state in ``folder`` if there is one.
+
+        ``past``: what was given out under this id already; frames, masklets and sessions are numbered after it.
+        """
         camera = Camera(stream_id, feed, Marks(folder), folder, prompts)
+        for known in past:
+            camera.marks.adopt(known)
         self.cameras[stream_id] = camera
-        restored = self._restore(camera) if folder is not None else None
+        events = self._restore(camera)
         self._change(camera, prompts)
-        return self._output(camera, Linked(), restored or ())
+        return self._output(camera, Linked(), events)
 
     def remove(self, stream_id: str, reason: str) -> CameraOutput:
         """Let a camera go; what was held back becomes final."""
@@ -171,7 +196,7 @@ class CameraWorker:
 
     def step(self) -> tuple[list[CameraOutput], int]:
         """Advance every camera that has a frame by that frame; what became final, and how many frames were tracked."""
-        outputs = [out for camera in list(self.cameras.values()) if (out := self._poll(camera)) is not None]
+        outputs = [out for camera in list(self.cameras.values()) if (out := self._polled(camera)) is not None]
         batch = self._collect()
         self._look_at(batch)
         for (camera, live), found in zip(batch, self._detect(batch), strict=True):
@@ -188,10 +213,25 @@ class CameraWorker:
         """Once the frame of an exemplar comes, every camera looks for what its boxes show."""
         if self._exemplars is None or not self._exemplars.missing:
             return
-        came = [self._exemplars.see(live.frame) for _, live in batch]
+        came = [self._shows_box(camera, live) for camera, live in batch]
         if any(came):
             for camera in self.cameras.values():
                 self._change(camera, camera.prompts)
+
+    def _shows_box(self, camera: Camera, live: LiveFrame) -> bool:
+        assert self._exemplars is not None  # the caller checked
+        try:
+            return self._exemplars.see(live.frame)
+        except Exception:
+            self._complain(camera, "a box could not be read from its picture")
+            return False
+
+    def _polled(self, camera: Camera) -> CameraOutput | None:
+        try:
+            return self._poll(camera)
+        except Exception:
+            self._failed(camera, "its source failed")
+            return None
 
     def _poll(self, camera: Camera) -> CameraOutput | None:
         """Keep the connection going; report a loss, and end the session once the gap is too long."""
@@ -222,7 +262,9 @@ class CameraWorker:
     def _collect(self) -> list[tuple[Camera, LiveFrame]]:
         """A frame each of the cameras that have one, the longest unserved first, up to a detector's batch."""
         batch: list[tuple[Camera, LiveFrame]] = []
-        for camera in sorted(self.cameras.values(), key=lambda c: c.served_s):
+        now_s = time.monotonic()
+        ready = [camera for camera in self.cameras.values() if now_s >= camera.try_at_s]
+        for camera in sorted(ready, key=lambda c: c.served_s):
             with self._timed("convert"):
                 live = self._taken(camera)
             if live is not None:
@@ -284,40 +326,75 @@ class CameraWorker:
     def _begin(self, camera: Camera, live: LiveFrame) -> tuple[list[Event], Linked]:
         """Have tracker and linker ready for this frame, in the old session or in a new one."""
         if camera.linker is None:
-            camera.linker = LiveLinker(camera.stream_id, live.frame.source_size, self._linker_config)
-            camera.linker.adopt(camera.marks.num_masklets, {})
-            camera.linker.set_phrases(camera.phrases.slots, camera.phrases.retired)
+            return self._begin_first(camera, live), Linked()
         linked = Linked()
         too_long = live.gap_s is not None and live.gap_s > self._max_gap_s
         if too_long and not camera.is_closed:
             linked = self._close_session(camera, "a long gap")
         was_closed, camera.is_closed = camera.is_closed, False
         if was_closed:
-            camera.linker.session += 1
+            camera.linker.session = max(camera.linker.session + 1, camera.marks.next_session)
             camera.stats.sessions += 1
         if camera.tracker is None:
             camera.tracker = self._make_tracker(camera.stream_id, camera.linker.session)
         events = []
+        if live.gap_s is not None and camera.lost_wall_s is None:  # short, and over before anybody looked
+            began_s, detail = live.wall_s - live.gap_s, f"no frame for {live.gap_s:.1f} s"
+            events.append(camera.linker.stream_event("stream_gap", began_s, detail))
         if live.gap_s is not None or was_closed or live.note:
             camera.lost_wall_s = None
             detail = "; ".join(p for p in ("new ids" if was_closed else "ids go on", live.note) if p)
             events.append(camera.linker.stream_event("stream_reconnected", live.wall_s, detail, live.gap_s))
         return events, linked
 
+    def _begin_first(self, camera: Camera, live: LiveFrame) -> list[Event]:
+        """A linker and a tracker; numbers go on after what was given out under this id before."""
+        linker = camera.linker = LiveLinker(camera.stream_id, live.frame.source_size, self._linker_config)
+        linker.session = camera.marks.next_session
+        linker.adopt(camera.marks.num_masklets, {})
+        linker.set_phrases(camera.phrases.slots, camera.phrases.retired)
+        camera.tracker = self._make_tracker(camera.stream_id, linker.session)
+        restart, camera.restart = camera.restart, ""
+        if not restart:
+            return []
+        return [
+            linker.stream_event("stream_gap", live.wall_s, restart),
+            linker.stream_event("stream_reconnected", live.wall_s, "new ids", live.gap_s),
+        ]
+
     def _failed(self, camera: Camera, what: str) -> None:
-        """Start a camera's tracking afresh after an error; called while handling it."""
-        LOGGER.exception("%s: %s; its tracking starts afresh", camera.stream_id, what)
+        """Start a camera's tracking afresh after an error, later each time; called while handling it."""
+        now_s = time.monotonic()
         camera.stats.failures += 1
+        camera.num_tries = camera.num_tries + 1 if now_s - camera.failed_s < _CALM_S else 0
+        camera.failed_s = now_s
+        if camera.num_tries:
+            camera.try_at_s = now_s + min(_FIRST_BACKOFF_S * 2 ** min(camera.num_tries - 1, 16), _BACKOFF_CAP_S)
+        self._complain(camera, f"{what}; its tracking starts afresh")
         if camera.linker is None:
             camera.tracker = None
             return
         camera.lost_wall_s = time.time()
         gap = Linked(events=(camera.linker.stream_event("stream_gap", camera.lost_wall_s, what),))
-        camera.pending = _joined(camera.pending, _joined(gap, self._close_session(camera, what)))
+        camera.pending = _joined(camera.pending, gap)
+        try:
+            camera.pending = _joined(camera.pending, self._close_session(camera, what))
+        except Exception:
+            LOGGER.debug("%s: what was held back is lost", camera.stream_id, exc_info=True)
+            camera.linker, camera.is_closed, camera.restart = None, False, what
+
+    def _complain(self, camera: Camera, what: str) -> None:
+        """Log the error that is being handled, with its traceback now and then."""
+        if time.monotonic() - camera.complained_s < _COMPLAIN_EVERY_S:
+            LOGGER.debug("%s: %s", camera.stream_id, what, exc_info=True)
+            return
+        camera.complained_s = time.monotonic()
+        LOGGER.exception("%s: %s (%d failures so far)", camera.stream_id, what, camera.stats.failures)
 
     def _count(self, camera: Camera, live: LiveFrame) -> None:
         now_s = time.monotonic()
         camera.next_frame = live.frame.index + 1
+        camera.marks.saw(live.frame.pts_s, live.wall_s)
         camera.stats.tracked += 1
         camera.stats.recent_tracked.add(1.0, now_s)
         camera.stats.step.add(now_s - live.arrived_s)
@@ -332,7 +409,7 @@ class CameraWorker:
             if camera.linker.num_masklets > camera.marks.num_masklets:
                 born = {t: m for t, m in camera.linker.ids.items() if m > camera.marks.num_masklets}
                 camera.marks.note_births(camera.linker.session, born)
-            camera.marks.update(camera.feed.next_index, camera.linker.num_masklets)
+            camera.marks.update(camera.feed.next_index, camera.linker.num_masklets, camera.linker.session + 1)
         return CameraOutput(camera.stream_id, linked.results, (*events, *linked.events))
 
     @contextmanager
@@ -373,12 +450,28 @@ class CameraWorker:
         return self._output(camera, camera.linker.release_held() if camera.linker else Linked())
 
     def _restore(self, camera: Camera) -> list[Event]:
-        """Continue from the saved state; says which frames may be missing."""
-        assert camera.folder is not None  # the caller checked
-        loaded = load_state(camera.folder)
-        if loaded is None:
-            return []
-        state, tracker_folder = loaded
+        """Continue from the saved state, or after what was given out; says which frames may be missing."""
+        try:
+            loaded = load_state(camera.folder) if camera.folder is not None else None
+            if loaded is not None and self._load(camera, *loaded):
+                return self._announce(camera, loaded[0]["next_frame"], loaded[0]["saved_wall_s"])
+            why = "no saved state to go on from"
+        except Exception:
+            LOGGER.exception("%s: its saved state cannot be read; new ids follow the old ones", camera.stream_id)
+            why = "the saved state cannot be read"
+        camera.linker = camera.tracker = None
+        camera.phrases, camera.is_closed = PhraseTable(), False
+        past = camera.marks.past
+        if past.next_frame:
+            camera.feed.resume(past.next_frame, past.pts_s, past.wall_s or time.time(), None)
+            camera.restart = f"{why}; rows before frame {past.next_frame} may be missing"
+            LOGGER.warning("%s: %s", camera.stream_id, camera.restart)
+        return []
+
+    def _load(self, camera: Camera, state: dict[str, Any], tracker_folder: Path) -> bool:
+        """Take over a saved state, unless a later session has begun since."""
+        if camera.marks.next_session > state["linker"]["session"] + 1:
+            return False
         size = tuple(state["linker"]["source_size"])
         camera.linker = LiveLinker(camera.stream_id, (size[0], size[1]), self._linker_config)
         camera.linker.restore(state["linker"], time.monotonic())
@@ -390,19 +483,20 @@ class CameraWorker:
             camera.tracker.restore(tracker_folder)
         except Exception:
             LOGGER.exception("%s: the saved tracker cannot be read; ids start afresh", camera.stream_id)
-            self._close_session(camera, "its state was lost")
-        return self._announce(camera, state["next_frame"], state["saved_wall_s"])
+            camera.pending = self._close_session(camera, "its state was lost")
+        return True
 
     def _announce(self, camera: Camera, saved_frame: int, saved_wall_s: float) -> list[Event]:
-        linker = camera.linker
+        """Say what may be missing. The gap counts from the last frame, which may have come long after the save."""
+        linker, past = camera.linker, camera.marks.past
         assert linker is not None  # restored just before
-        next_frame = max(camera.marks.next_frame, saved_frame)
-        pts_s, wall_s = linker.newest
+        next_frame = max(past.next_frame, saved_frame)
+        pts_s, wall_s = max(linker.newest, (past.pts_s, past.wall_s), key=lambda seen: seen[1])
         camera.feed.resume(next_frame, pts_s, wall_s or saved_wall_s, linker.source_size)
         missing = f"rows of frames {saved_frame}..{next_frame - 1} may be missing" if next_frame > saved_frame else ""
         detail = "; ".join(p for p in ("the worker was restarted", missing) if p)
         LOGGER.warning("%s: %s", camera.stream_id, detail)
-        camera.lost_wall_s = saved_wall_s
+        camera.lost_wall_s = wall_s or saved_wall_s
         return [linker.stream_event("stream_gap", time.time(), detail)]
 
 

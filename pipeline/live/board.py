@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,7 +48,8 @@ class Board:
     def __init__(self) -> None:
         self.views: dict[str, CameraView] = {}
         self._events: deque[tuple[int, Event]] = deque(maxlen=_EVENTS)
-        self._num_events = 0
+        # Numbers go on after those of an earlier process: a page that comes back asks for what it has not seen.
+        self._num_events = round(time.time() * 1000)
         self.status: list[dict[str, Any]] = []
         """One plain dict per camera, as ``GET /streams`` answers; replaced as a whole by the loop."""
         self.sinks: list[dict[str, Any]] = []

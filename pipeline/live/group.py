@@ -15,6 +15,8 @@ from typing import Any
 
 from configs.schema import Config
 from pipeline.live.build import Models, input_size, load, make_worker
+from pipeline.live.checkpoint import Past
+from pipeline.live.events import LiveResult
 from pipeline.live.service import StreamService
 from pipeline.live.sinks import Item
 from pipeline.live.stats import Histogram
@@ -22,8 +24,10 @@ from pipeline.sources.live_open import CameraSpec
 from pipeline.store import Manifest, VideoEntry
 
 LONG_POLL_S = 0.1
-_CAPACITY = 4096
-"""Items that may wait for the other side; then the oldest go, and are counted."""
+_CAPACITY, _CAPACITY_BYTES = 4096, 128 << 20
+"""Items that may wait for the other side, and their size; then the oldest go, and are counted."""
+_BATCH_BYTES = 32 << 20
+"""About as much goes in one report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class GroupCamera:
 
     spec: CameraSpec
     phrases: tuple[str, ...] | None = None
+    past: Past | None = None
+    """What the sinks of the other side have of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +67,17 @@ class Report:
     latencies: dict[str, tuple[Histogram, Histogram]]
     stages: dict[str, Histogram]
     num_lost: int
+    num_save_failures: int
     is_over: bool
     is_closed: bool
+
+
+def size_of(item: Item) -> int:
+    """Bytes that an item holds, about."""
+    if not isinstance(item, LiveResult):
+        return 500
+    picture = item.picture.nbytes if item.picture is not None else 0
+    return picture + 500 + sum(100 + len(rle.counts) for rle in item.result.rles)
 
 
 class Relay:
@@ -75,7 +90,7 @@ class Relay:
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._flushes: list[tuple[int, threading.Event]] = []
-        self._num_put = self._num_taken = self.num_lost = 0
+        self._num_put = self._num_taken = self._num_bytes = self.num_lost = 0
 
     @property
     def num_written(self) -> int:
@@ -90,12 +105,12 @@ class Relay:
     def put(self, item: Item) -> None:
         """Keep an item; never blocks."""
         with self._changed:
-            if len(self._items) >= _CAPACITY:
-                self._items.popleft()
-                self._num_taken += 1
-                self.num_lost += 1
             self._items.append(item)
+            self._num_bytes += size_of(item)
             self._num_put += 1
+            while len(self._items) > _CAPACITY or (self._num_bytes > _CAPACITY_BYTES and len(self._items) > 1):
+                self._pop()
+                self.num_lost += 1
             self._changed.notify_all()
 
     def flush(self) -> threading.Event:
@@ -105,6 +120,10 @@ class Relay:
             self._flushes.append((self._num_put, done))
             self._changed.notify_all()
         return done
+
+    def past(self, stream_id: str) -> Past:
+        """The other side knows its sinks."""
+        return Past()
 
     def close(self, timeout_s: float) -> None:
         """Wait until everything is safe."""
@@ -121,10 +140,17 @@ class Relay:
                     self._flushes.append((number, done))
             if not self._items and not self._flushes:
                 self._changed.wait(timeout_s)
-            items = tuple(self._items)
-            self._items.clear()
-            self._num_taken += len(items)
-            return self._num_taken, items, bool(self._flushes)
+            items, room = list[Item](), _BATCH_BYTES
+            while self._items and room > 0:
+                items.append(self._pop())
+                room -= size_of(items[-1])
+            return self._num_taken, tuple(items), bool(self._flushes)
+
+    def _pop(self) -> Item:
+        item = self._items.popleft()
+        self._num_bytes -= size_of(item)
+        self._num_taken += 1
+        return item
 
     def status(self) -> dict[str, object]:
         """The other side shows its own sinks."""
@@ -199,6 +225,7 @@ class CameraGroup:
             service.latencies(),
             service.stages(),
             self._relay.num_lost,
+            service.num_save_failures,
             service.is_over,
             is_closed and not items,
         )
@@ -208,12 +235,12 @@ class CameraGroup:
         wanted = list(camera.phrases or self._service.config.prompts)
         thread = getattr(self, "_thread", None)
         if thread is None:
-            self._service.add_camera(camera.spec, wanted)
+            self._service.add_camera(camera.spec, wanted, camera.past)
             if camera.phrases is not None:
                 self._service.set_prompts(camera.spec.stream_id, self._service.encode(wanted))
         else:
             self._service.encode(wanted)
-            self._service.call(lambda: self._service.add_camera(camera.spec, wanted))
+            self._service.call(lambda: self._service.add_camera(camera.spec, wanted, camera.past))
 
     def request_phrases(self, stream_id: str, phrases: Sequence[str]) -> None:
         """See :class:`pipeline.live.service.LiveService`."""

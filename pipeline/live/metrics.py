@@ -69,7 +69,9 @@ class ServiceCollector(Collector):
             depth.add_metric([outlet.name], outlet.depth)
             written.add_metric([outlet.name], outlet.num_written)
             lost.add_metric([outlet.name], outlet.num_lost)
-        yield from (depth, written, lost)
+        failures = CounterMetricFamily("masklet_save_failures", "Times that the state could not be saved.")
+        failures.add_metric([], self._service.num_save_failures)
+        yield from (depth, written, lost, failures)
 
 
 def _plain(status: list[dict[str, Any]]) -> Iterator[Metric]:

@@ -7,15 +7,18 @@ rows that were handed out already are not handed out again.
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from configs.schema import Config
 from pipeline.errors import MaskletError, SourceError, UsageError
 from pipeline.live.board import Board
+from pipeline.live.checkpoint import Past, joined
 from pipeline.live.events import LiveResult
 from pipeline.live.group import GroupCamera, GroupSpec, Report, without_camera
 from pipeline.live.roster import Roster
@@ -71,6 +74,8 @@ class _Share:
     """Items of its present life that are safe in the sinks."""
     flushing: tuple[threading.Event | None, int] | None = None
     report: Report | None = None
+    num_lost: int = 0
+    """Items of its present life that were lost on the way here."""
     is_closing: bool = False
     """It was told to finish and has not said that it has."""
 
@@ -85,6 +90,7 @@ class RemoteService:
         outlets: where rows and events go; states count once the first of them has the rows.
         board: what the page sees.
         run: the run folder, if there is one.
+        scratch: a folder of the groups that nobody needs afterwards.
     """
 
     def __init__(
@@ -96,7 +102,9 @@ class RemoteService:
         *,
         board: Board | None = None,
         run: RunWriter | None = None,
+        scratch: Path | None = None,
     ) -> None:
+        self._scratch = scratch
         self.config, self._groups, self._outlets, self.board, self.run_folder = (
             config,
             groups,
@@ -108,6 +116,11 @@ class RemoteService:
         self._handed: dict[str, int] = {}
         """Last frame of each camera that was handed out."""
         self._removed: set[str] = set()
+        self._num_lost_before = 0
+        self._flushed_s = time.monotonic()
+        self._cannot_save, self._num_save_failures = False, 0
+        self.num_repeated = 0
+        """Frames that came again after a worker was restarted, and were not handed out twice."""
         self.roster = Roster(run.folder / "state" if run is not None else None)
         self.last_turn_s = time.monotonic()
         groups.open(specs)
@@ -123,7 +136,7 @@ class RemoteService:
         """Pull until ``stop`` is set or, with ``until_ended``, every camera has ended or failed."""
         while not stop.is_set():
             self.turn()
-            if (until_ended and self.is_over) or any(o.is_gone for o in self.outlets):
+            if (until_ended and self.is_over) or self.is_unheard:
                 return
 
     def turn(self) -> None:
@@ -137,12 +150,24 @@ class RemoteService:
             if heard.report is None or heard.is_new:
                 share.safe, share.flushing = 0, None
                 share.is_closing &= heard.report is not None  # what died while it finished is not waited for
+                self._num_lost_before += share.num_lost
+                share.num_lost = 0
             if heard.report is not None:
                 self._take(share, heard.report)
+            elif share.report is not None:
+                share.report = _bereft(share.report)
+        self._flush()
         self._show()
 
+    def _flush(self) -> None:
+        """Have all sinks write what they hold, from time to time."""
+        if time.monotonic() - self._flushed_s >= self.config.live.checkpoint_every_s:
+            self._flushed_s = time.monotonic()
+            for outlet in self.outlets:
+                outlet.flush()
+
     def _take(self, share: _Share, report: Report) -> None:
-        share.report = report
+        share.report, share.num_lost = report, report.num_lost
         fresh = [item for item in report.items if self._is_fresh(item)]
         for outlet in self.outlets:
             for item in fresh:
@@ -163,13 +188,31 @@ class RemoteService:
             return True
         last = self._handed.get(item.result.video_id, -1)
         self._handed[item.result.video_id] = max(last, item.result.index)
+        self.num_repeated += item.result.index <= last
         return item.result.index > last
 
     def _show(self) -> None:
         if self.board is not None:
             self.board.status = self.statuses()
-            self.board.sinks = [o.status() for o in self.outlets]
-            self.board.is_ready = all(s.report is not None for s in self._shares)
+            on_the_way = {"sink": "from workers", "waiting": 0, "written": 0, "lost": self.num_lost, "error": ""}
+            self.board.sinks = [*(o.status() for o in self.outlets), *([on_the_way] if self.num_lost else [])]
+            self.board.is_ready = any(s.report is not None for s in self._shares)
+
+    @property
+    def num_lost(self) -> int:
+        """Items that were lost between the groups and here, because nobody pulled them in time."""
+        return self._num_lost_before + sum(share.num_lost for share in self._shares)
+
+    @property
+    def num_save_failures(self) -> int:
+        """See :class:`pipeline.live.service.LiveService`."""
+        there = sum(share.report.num_save_failures for share in self._shares if share.report is not None)
+        return self._num_save_failures + there
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether whoever read our stdout has left (``| head``) and nobody else is there: no sink, no page."""
+        return self.board is None and bool(self.outlets) and all(o.is_gone for o in self.outlets)
 
     @property
     def is_over(self) -> bool:
@@ -183,7 +226,14 @@ class RemoteService:
             for entry in share.report.entries if share.report is not None else ():
                 self.run_folder.manifest.put(entry)
         self.run_folder.manifest.status = status
-        self.run_folder.save()
+        try:
+            self.run_folder.save()
+            self._cannot_save = False
+        except MaskletError as error:
+            self._num_save_failures += 1
+            if not self._cannot_save:
+                LOGGER.error("the manifest cannot be saved; rows go on: %s", error)
+            self._cannot_save = True
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -204,6 +254,8 @@ class RemoteService:
             outlet.close(_CLOSE_TIMEOUT_S)
         self._save_manifest("interrupted" if interrupted else "complete")
         self._groups.close()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def failure(self) -> MaskletError | None:
         """The error to end with, if no camera ever gave a frame."""
@@ -230,7 +282,8 @@ class RemoteService:
             raise UsageError(f"{len(taken)} cameras run already", "", "raise live.max_cameras")
         [spec] = parse_cameras([uri], taken=taken)
         number = min(range(len(self._shares)), key=lambda n: len(self._shares[n].spec.cameras))
-        camera = GroupCamera(spec, tuple(phrases))
+        camera = GroupCamera(spec, tuple(phrases), known_past(spec, self.outlets))
+        self._removed.discard(spec.stream_id)
         self._groups.do(number, "add_camera", camera)
         self._respec(number, lambda old: replace(old, cameras=(*old.cameras, camera)))
         self.roster.add(spec, phrases)
@@ -290,6 +343,17 @@ class RemoteService:
             for name, histogram in (share.report.stages if share.report else {}).items():
                 out.setdefault(name, Histogram()).merge(histogram)
         return out
+
+
+def _bereft(report: Report) -> Report:
+    """What is known of a group whose process died: its cameras wait for the next."""
+    gone = {"state": "waiting", "error": "its worker died and is started again", "fps": 0.0, "waiting": 0}
+    return replace(report, items=(), is_over=False, statuses=[{**status, **gone} for status in report.statuses])
+
+
+def known_past(spec: CameraSpec, outlets: Sequence[Outlet]) -> Past:
+    """What the sinks have of a camera from an earlier run; a file has numbers of its own."""
+    return joined(outlet.past(spec.stream_id) for outlet in outlets if not spec.is_file)
 
 
 def _stream_of(item: Item) -> str:

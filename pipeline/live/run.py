@@ -22,7 +22,7 @@ from pipeline.live.board import Board
 from pipeline.live.build import Models, input_size, live_config, load, make_worker, with_placeholder
 from pipeline.live.events import Event, LiveResult
 from pipeline.live.group import CameraGroup, GroupCamera, GroupSpec
-from pipeline.live.remote import RemoteService
+from pipeline.live.remote import RemoteService, known_past
 from pipeline.live.roster import Roster
 from pipeline.live.server import serve
 from pipeline.live.service import StreamService
@@ -83,7 +83,7 @@ def run_stream(
     if interrupted.is_set():
         where = str(options.out) if options.out else ""
         raise RunInterruptedError("interrupted", where, "run the same line with --resume" if where else "")
-    if any(outlet.is_gone for outlet in service.outlets):
+    if service.is_unheard:
         raise BrokenPipeError
     failure = service.failure()
     if failure is not None:
@@ -138,21 +138,24 @@ def _remote(config: Config, options: StreamOptions, specs: Sequence[CameraSpec])
         raise UsageError("a box on a live camera reaches one worker only", "--box", "add --workers 1")
     run = _open_run(config, options, specs) if options.out is not None else None
     outlets, board = _outlets(config, options), Board() if options.serve is not None else None
-    kept = tempfile.mkdtemp(prefix="masklet-stream-") if run is None else run.folder
+    scratch = Path(tempfile.mkdtemp(prefix="masklet-stream-")) if run is None else None
+    kept = scratch or (run.folder if run is not None else Path())
     threads = config.device.threads or max(int(share.cpus), 1)
     common = GroupSpec(
         config.model_copy(update={"device": config.device.model_copy(update={"threads": threads})}),
         (),
-        Path(kept).absolute() / "state",
+        kept.absolute() / "state",
         specs[0] if specs else None,
         board is not None or any(o.wants_pictures for o in outlets),
         options.load,
     )
     added = Roster(run.folder / "state").cameras() if run is not None else []
-    cameras = [GroupCamera(spec) for spec in _unfinished(specs, run)]
-    cameras += [GroupCamera(spec, tuple(phrases)) for spec, phrases in added]
+    cameras = [GroupCamera(spec, None, known_past(spec, outlets)) for spec in _unfinished(specs, run)]
+    cameras += [GroupCamera(spec, tuple(phrases), known_past(spec, outlets)) for spec, phrases in added]
     groups = [replace(common, cameras=tuple(cameras[k::count])) for k in range(count)]
-    return RemoteService(config, RayGroups(CameraGroup, share, session), groups, outlets, board=board, run=run)
+    return RemoteService(
+        config, RayGroups(CameraGroup, share, session), groups, outlets, board=board, run=run, scratch=scratch
+    )
 
 
 def _outlets(config: Config, options: StreamOptions) -> list[Outlet]:

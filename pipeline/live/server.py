@@ -45,6 +45,7 @@ _EVENT_EVERY_S = 0.1
 _MAX_BODY_BYTES = 16_384
 _MAX_PHRASES, _MAX_PHRASE_CHARACTERS = 32, 200
 _STALE_AFTER_S = 30.0
+_WORKING = ("live", "ended", "paused")
 _PAST_EVENTS = 50
 """What a new viewer is told of the past."""
 _NUM_COLOURS = 24
@@ -177,13 +178,19 @@ class Guard(BaseHTTPMiddleware):
             return PlainTextResponse("unknown host\n", 421)
         if _is_cross_site(request):
             return PlainTextResponse("cross-site requests are refused\n", 403)
-        if self._address.token is not None and request.url.path not in _OPEN_PATHS:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self._address.token.encode()):
-                return PlainTextResponse("a token is needed\n", 401, {"WWW-Authenticate": "Bearer"})
+        request.state.is_trusted = self._has_token(request)
+        if not request.state.is_trusted and request.url.path not in _OPEN_PATHS:
+            return PlainTextResponse("a token is needed\n", 401, {"WWW-Authenticate": "Bearer"})
         if request.method in ("POST", "PATCH", "DELETE", "PUT"):
             return _bad_write(request)
         return None
+
+    def _has_token(self, request: Request) -> bool:
+        """Whether no token is needed, or the right one came."""
+        if self._address.token is None:
+            return True
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return hmac.compare_digest(given.encode(), self._address.token.encode())
 
 
 def _names_this_machine(host: str) -> bool:
@@ -323,11 +330,16 @@ class Page:
         alive = time.monotonic() - self._service.last_turn_s < _STALE_AFTER_S
         return PlainTextResponse("ok\n" if alive else "the tracking loop stands still\n", 200 if alive else 503)
 
-    async def ready(self, _: Request) -> Response:
-        """Whether every camera is live or has ended."""
-        waiting = [s["id"] for s in self._board.status if s["state"] not in ("live", "ended", "paused")]
-        ready = self._board.is_ready and not waiting
-        return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
+    async def ready(self, request: Request) -> Response:
+        """Whether at least one camera works, or none is asked for; to who may know, the body says which do not."""
+        status = self._board.status
+        waiting = [s for s in status if s["state"] not in _WORKING]
+        ready = self._board.is_ready and (len(waiting) < len(status) or not status)
+        lines = [
+            "ready" if ready else "not ready",
+            *(f"{s['id']}: {s['state']}" for s in waiting if request.state.is_trusted),
+        ]
+        return PlainTextResponse("\n".join(lines) + "\n", 200 if ready else 503)
 
 
 def _unknown(stream_id: str) -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from configs.schema import Config
 from pipeline.errors import MaskletError, SourceError, UsageError
 from pipeline.live.board import Board
-from pipeline.live.checkpoint import saved_phrases
+from pipeline.live.checkpoint import Past, drop_state, saved_phrases
 from pipeline.live.roster import Roster
 from pipeline.live.sinks import Handover, Item
 from pipeline.live.stats import Histogram
@@ -58,6 +57,11 @@ class LiveService(Protocol):
         ...
 
     last_turn_s: float
+
+    @property
+    def num_save_failures(self) -> int:
+        """Times that a state or the manifest could not be saved."""
+        ...
 
     def stream_ids(self) -> list[str]:
         """The cameras there are."""
@@ -119,11 +123,15 @@ class StreamService:
         self.config, self.worker, self.encode = config, worker, encode
         self._outlets, self.board, self._input_size, self.run_folder = list(outlets), board, input_size, run
         self.sources: dict[str, LiveSource] = {}
+        self._pasts: dict[str, Past] = {}
+        """Of cameras that were taken off, or are known elsewhere."""
         self._wake = threading.Event()
         self._commands: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._wants_pictures = board is not None or any(o.wants_pictures for o in outlets)
         self._saved_s = self._shown_s = time.monotonic()
         self._drained: list[Item] = []
+        self._num_save_failures = 0
+        self._cannot_save = False
         self._flushing: tuple[threading.Event, list[Callable[[], None]]] | None = None
         self.roster = Roster(run.folder / "state" if run is not None else None)
         self.last_turn_s = time.monotonic()
@@ -136,8 +144,10 @@ class StreamService:
 
     # -- cameras --------------------------------------------------------------------------------------------------
 
-    def add_camera(self, spec: CameraSpec, phrases: Sequence[str]) -> None:
+    def add_camera(self, spec: CameraSpec, phrases: Sequence[str], past: Past | None = None) -> None:
         """Follow one more camera; continues its saved state, with the phrases it had then.
+
+        ``past``: what others know of an earlier camera of this id.
 
         Raises:
             UsageError: too many cameras, or the id is taken.
@@ -148,14 +158,25 @@ class StreamService:
             raise UsageError(f"{len(self.sources)} cameras run already", spec.shown, "raise live.max_cameras")
         folder = self._state_folder(spec.stream_id)
         phrases = (saved_phrases(folder) if folder else []) or list(phrases)
-        self.add_encoded(spec, self.encode(phrases))
+        prompts = self.encode(phrases)
+        if past is not None:
+            self._pasts[spec.stream_id] = past
+        self.add_encoded(spec, prompts)
 
     def add_encoded(self, spec: CameraSpec, prompts: Prompts) -> None:
         """Follow one more camera, with phrases that are encoded already."""
         source = LiveSource(spec, self.config.live, self._wake, input_size=self._input_size)
         source.wants_pictures = self._wants_pictures
         self.sources[spec.stream_id] = source
-        self._deliver([self.worker.add(spec.stream_id, source, prompts, self._state_folder(spec.stream_id))])
+        folder, past = self._state_folder(spec.stream_id), self._past_of(spec)
+        self._deliver([self.worker.add(spec.stream_id, source, prompts, folder, past)])
+
+    def _past_of(self, spec: CameraSpec) -> list[Past]:
+        """What sinks and earlier cameras of this id have given out. A file has numbers of its own."""
+        if spec.is_file:
+            return []
+        known = [self._pasts[spec.stream_id]] if spec.stream_id in self._pasts else []
+        return [*known, *(outlet.past(spec.stream_id) for outlet in self.outlets)]
 
     def _state_folder(self, stream_id: str) -> Path | None:
         return self.run_folder.folder / "state" / stream_id if self.run_folder is not None else None
@@ -164,18 +185,19 @@ class StreamService:
         """Let a camera go; its rows so far stay."""
         camera = self.worker.cameras[stream_id]
         self._deliver([self.worker.remove(stream_id, "the camera was taken off")])
-        self._drop_state(stream_id)
+        self._pasts[stream_id] = camera.marks.past
         source = self.sources.pop(stream_id)
+        self._drop_state(source.spec)
         if self.run_folder is not None:
             self.run_folder.manifest.put(self._entry(camera, source))
         if self.board is not None:
             self.board.remove(stream_id)
 
-    def _drop_state(self, stream_id: str) -> None:
-        """Nothing goes on from a stream that has ended."""
-        folder = self._state_folder(stream_id)
+    def _drop_state(self, spec: CameraSpec) -> None:
+        """Nothing goes on from a stream that has ended; only a camera of its name numbers after it."""
+        folder = self._state_folder(spec.stream_id)
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            drop_state(folder, keep_marks=not spec.is_file)
 
     def set_prompts(self, stream_id: str, prompts: Prompts) -> None:
         """Look for other phrases on this camera."""
@@ -244,7 +266,7 @@ class StreamService:
         """Track until ``stop`` is set or, with ``until_ended``, every camera has ended or failed."""
         while not stop.is_set():
             self.turn()
-            if (until_ended and self.is_over) or any(o.is_gone for o in self.outlets):
+            if (until_ended and self.is_over) or self.is_unheard:
                 return
 
     def turn(self) -> None:
@@ -291,6 +313,16 @@ class StreamService:
         sources = self.sources.values()
         return all(s.state in (State.ENDED, State.FAILED) and not len(s.slot) for s in sources)
 
+    @property
+    def num_save_failures(self) -> int:
+        """Times that a state or the manifest could not be saved; see :class:`LiveService`."""
+        return self._num_save_failures + sum(c.marks.num_failures for c in list(self.worker.cameras.values()))
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether whoever read our stdout has left (``| head``) and nobody else is there: no sink, no page."""
+        return self.board is None and bool(self.outlets) and all(o.is_gone for o in self.outlets)
+
     def _look_after(self) -> None:
         """What is due from time to time."""
         now_s = time.monotonic()
@@ -299,30 +331,45 @@ class StreamService:
             self._show_status()
         if self._flushing is not None and self._flushing[0].is_set():
             self._commit_state(self._flushing[1])
-        if self.run_folder is not None and now_s - self._saved_s >= self.config.live.checkpoint_every_s:
+        if now_s - self._saved_s >= self.config.live.checkpoint_every_s:
             self._saved_s = now_s
-            self._begin_save()
+            self._make_safe()
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
-    def _begin_save(self) -> None:
-        """Write all states; they count when the rows before them are safe."""
+    def _make_safe(self) -> None:
+        """Have all sinks write what they hold; states count once the rows before them are safe in the first."""
+        commits = self._prepare() if self.run_folder is not None and self._flushing is None else None
+        flushed = [outlet.flush() for outlet in self.outlets]
+        if commits is not None and flushed:
+            self._flushing = (flushed[0], commits)
+
+    def _prepare(self) -> list[Callable[[], None]]:
+        """Write all states beside those that count."""
         commits: list[Callable[[], None]] = []
         for stream_id in self.worker.cameras:
-            try:
-                commits.append(self.worker.save(stream_id))
-            except OSError:
-                LOGGER.exception("%s: its state could not be saved", stream_id)
-        self._flushing = (self.outlets[0].flush(), commits)
+            self._save(lambda stream_id=stream_id: commits.append(self.worker.save(stream_id)))  # type: ignore[misc]
+        return commits
 
     def _commit_state(self, commits: Sequence[Callable[[], None]]) -> None:
         self._flushing = None
+        before = self.num_save_failures
+        for commit in commits:
+            self._save(commit)
+        self._save(self.save_manifest)
+        if self._cannot_save and self.num_save_failures == before:
+            self._cannot_save = False
+            LOGGER.warning("the state is saved again")
+
+    def _save(self, call: Callable[[], Any]) -> None:
+        """Save something; a disk that is full ends no stream. Said once, until it works again."""
         try:
-            for commit in commits:
-                commit()
-            self.save_manifest()
-        except OSError:
-            LOGGER.exception("the state could not be saved")
+            call()
+        except Exception:
+            self._num_save_failures += 1
+            if not self._cannot_save:
+                LOGGER.exception("the state cannot be saved; rows go on, a restart would lose the ids")
+            self._cannot_save = True
 
     def save_manifest(self, status: str = "running") -> None:
         """Bring the run's manifest up to date."""
@@ -358,18 +405,20 @@ class StreamService:
         commits: list[Callable[[], None]] = []
         for stream_id, source in self.sources.items():
             if interrupted and source.state not in (State.ENDED, State.FAILED):
-                commits.append(self.worker.save(stream_id))
+                self._save(lambda stream_id=stream_id: commits.append(self.worker.save(stream_id)))  # type: ignore[misc]
                 self._deliver([self.worker.suspend(stream_id)])
                 source.state, source.error = State.WAITING, "interrupted"
             else:
                 self._deliver([self.worker.suspend(stream_id)])
-                self._drop_state(stream_id)
+                self._drop_state(source.spec)
+        safe = [outlet.flush() for outlet in self.outlets]
         for outlet in self.outlets:
             outlet.close(_CLOSE_TIMEOUT_S)
-        self._commit_state(commits)
+        # Without its rows, an older state is the right one.
+        self._commit_state(commits if all(done.is_set() for done in safe[:1]) else ())
         for source in self.sources.values():
             source.join(1.0)
-        self.save_manifest("interrupted" if interrupted else "complete")
+        self._save(lambda: self.save_manifest("interrupted" if interrupted else "complete"))
 
     def failure(self) -> MaskletError | None:
         """The error to end with, if no camera ever gave a frame."""

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.live.checkpoint import Past
 from pipeline.live.events import Event, LiveResult
 from pipeline.live.sinks import Item
 from pipeline.results import FrameResult
@@ -31,6 +33,9 @@ EVENT_SCHEMA = pa.schema(
 """Columns of ``events``."""
 
 
+_KINDS = ("masklets", "events")
+
+
 class SegmentWriter:
     """Parts of one stream, each covering ``segment_s`` of stream time.
 
@@ -43,15 +48,18 @@ class SegmentWriter:
         folder.mkdir(parents=True, exist_ok=True)
         parts = sorted(folder.glob("part-*.parquet"))
         self._part = len(parts)
-        self._last_frame = max((_last_frame(p) for p in parts), default=-1)
+        self._last_frame = max((_last(p, "frame") for p in parts), default=-1)
+        self.num_repeated = 0
+        """Frames with rows that were not written, because later ones were there already."""
         self._frames: list[FrameResult] = []
         self._num_rows = 0
         self._is_dirty = not parts
         self._segment: int | None = None
 
     def add(self, result: FrameResult) -> None:
-        """Append a frame; one that an earlier process already committed is passed over."""
+        """Append a frame; one that an earlier process already committed is passed over, and counted."""
         if result.index <= self._last_frame:
+            self.num_repeated += bool(len(result))
             return
         segment = int(result.pts_s // self._segment_s)
         if self._segment is not None and (segment != self._segment or self._num_rows >= self._rows_per_part):
@@ -91,12 +99,12 @@ class EventWriter:
 
     def add(self, event: Event) -> None:
         """Append an event."""
-        self._events.append(event)
-        self._is_dirty = True
         if len(self._events) >= self._PER_PART:
             self.commit()
             self._part += 1
             self._events = []
+        self._events.append(event)
+        self._is_dirty = True
 
     def commit(self) -> None:
         """Write the open part."""
@@ -125,6 +133,25 @@ class ParquetSink:
             else:
                 self._events_of(item.stream_id).add(item)
         return 0
+
+    @property
+    def num_repeated(self) -> int:
+        """Frames that were handed out again and are not written twice."""
+        return sum(rows.num_repeated for rows in self._rows.values())
+
+    def past(self, stream_id: str) -> Past:
+        """What the folder has of a stream already."""
+        rows, events = (sorted((self._folder / kind / stream_id).glob("part-*.parquet")) for kind in _KINDS)
+        frames = [_last(p, "frame") for p in (*rows, *events)]
+        masklets = [_highest(p, "masklet_id") for p in (*rows, *events)]
+        times = [_last(p, "pts_s") for p in rows[-1:]]
+        return Past(
+            next_frame=int(max(frames, default=-1)) + 1,
+            num_masklets=int(max(masklets, default=0)),
+            next_session=int(max((_highest(p, "session") for p in events), default=-1 if not rows else 0)) + 1,
+            pts_s=max(times, default=0.0),
+            wall_s=max((p.stat().st_mtime for p in rows[-1:]), default=0.0),
+        )
 
     def _rows_of(self, stream_id: str) -> SegmentWriter:
         if stream_id not in self._rows:
@@ -156,6 +183,11 @@ def _write(path: Path, table: pa.Table) -> None:
     write_atomically(path, buffer.getvalue().to_pybytes())
 
 
-def _last_frame(part: Path) -> int:
-    frames = pq.read_table(part, columns=["frame"])["frame"]
-    return int(frames[-1].as_py()) if len(frames) else -1
+def _last(part: Path, column: str) -> float:
+    values = pq.read_table(part, columns=[column])[column]
+    return float(values[-1].as_py()) if len(values) else -1.0
+
+
+def _highest(part: Path, column: str) -> float:
+    highest = pc.max(pq.read_table(part, columns=[column])[column]).as_py()
+    return float(highest) if highest is not None else 0.0

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from pipeline.errors import UsageError
+from pipeline.live.checkpoint import Past
 from pipeline.live.events import Event, LiveResult
 from pipeline.sources.live_redact import redact, scrub, secrets_of
 
@@ -34,6 +35,7 @@ SPECS = (
 )
 """What ``--sink`` takes. A ``{id}`` in a path or address stands for the camera's id."""
 _COMPLAIN_EVERY_S = 30.0
+_FLUSH_AGAIN_S = 1.0
 
 
 class LiveSink(Protocol):
@@ -100,6 +102,10 @@ class Handover(Protocol):
         """Finish."""
         ...
 
+    def past(self, stream_id: str) -> Past:
+        """What it has of a stream from an earlier run."""
+        ...
+
     def status(self) -> dict[str, object]:
         """As the page shows it."""
         ...
@@ -123,7 +129,10 @@ class Outlet:
         self._secrets = secrets
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
-        self._flushes: list[threading.Event] = []
+        self._num_put = self._num_out = 0
+        self._flushes: list[tuple[int, threading.Event]] = []
+        """Up to which item everything is to be safe, and who wants to know."""
+        self._flush_at_s = 0.0
         self._is_closing = False
         self._complained_s = 0.0
         self.num_written = 0
@@ -148,7 +157,17 @@ class Outlet:
     def status(self) -> dict[str, object]:
         """As the page shows it."""
         counts = {"waiting": self.depth, "written": self.num_written, "lost": self.num_lost}
-        return {"sink": self.name, **counts, "error": self.error}
+        return {"sink": self.name, **counts, "repeated": self.num_repeated, "error": self.error}
+
+    @property
+    def num_repeated(self) -> int:
+        """Frames that were handed out again after a restart and not written twice."""
+        return int(getattr(self._sink, "num_repeated", 0))
+
+    def past(self, stream_id: str) -> Past:
+        """What the sink has of a stream from an earlier run; nothing if it cannot tell."""
+        known = getattr(self._sink, "past", None)
+        return known(stream_id) if known is not None else Past()
 
     def put(self, item: Item) -> None:
         """Queue an item; never blocks."""
@@ -157,15 +176,18 @@ class Outlet:
         with self._changed:
             if len(self._items) >= self._capacity:
                 self._items.popleft()
+                self._num_out += 1
                 self.num_lost += 1
             self._items.append(item)
+            self._num_put += 1
             self._changed.notify()
 
     def flush(self) -> threading.Event:
-        """Make safe everything queued so far; the event is set when it is."""
-        done = threading.Event()
+        """Make safe everything queued so far; the event is set when it is. What is queued later does not defer it."""
         with self._changed:
-            self._flushes.append(done)
+            # A sink that is stuck gathers no more than two.
+            done = self._flushes.pop()[1] if len(self._flushes) > 1 else threading.Event()
+            self._flushes.append((self._num_put, done))
             self._changed.notify()
         return done
 
@@ -184,22 +206,43 @@ class Outlet:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                while not (self._items or self._flushes or self._is_closing):
-                    self._changed.wait()
-                items = [self._items.popleft() for _ in range(min(self._batch, len(self._items)))]
-                flushes = [] if self._items or items else self._flushes
-                if flushes:
-                    self._flushes = []
-                finished = self._is_closing and not items and not flushes
+            items, is_due, is_last = self._next()
             if items:
                 self._write(items)
-            if flushes and self._attempt(self._sink.flush):
-                for done in flushes:
-                    done.set()
-            if finished:
-                self._attempt(self._sink.close)
+            if is_due and not is_last:
+                self._flush()
+            if is_last:
+                if self._attempt(self._sink.close):
+                    self._tell(self._num_out)
                 return
+
+    def _next(self) -> tuple[list[Item], bool, bool]:
+        """Waits for items, a flush that is due or the end."""
+        with self._changed:
+            while not (self._items or self._is_closing or self._is_due()):
+                self._changed.wait(_FLUSH_AGAIN_S if self._flushes else None)
+            items = [self._items.popleft() for _ in range(min(self._batch, len(self._items)))]
+            self._num_out += len(items)
+            return items, self._is_due(), self._is_closing and not items
+
+    def _is_due(self) -> bool:
+        is_time = time.monotonic() >= self._flush_at_s
+        return is_time and bool(self._flushes) and self._flushes[0][0] <= self._num_out
+
+    def _flush(self) -> None:
+        """Flush, or try again in a while."""
+        number = self._num_out  # only put changes it meanwhile, by what it drops: that is not waited for either
+        if self._attempt(self._sink.flush):
+            self._tell(number)
+        else:
+            self._flush_at_s = time.monotonic() + _FLUSH_AGAIN_S
+
+    def _tell(self, number: int) -> None:
+        with self._changed:
+            safe = [done for wanted, done in self._flushes if wanted <= number]
+            self._flushes = [(wanted, done) for wanted, done in self._flushes if wanted > number]
+        for done in safe:
+            done.set()
 
     def _write(self, items: list[Item]) -> None:
         try:
@@ -207,9 +250,9 @@ class Outlet:
             self.error = ""
         except Exception as error:
             lost = len(items)
-            self.is_gone = isinstance(error, BrokenPipeError)
-            if not self.is_gone:
-                self._complain(error)
+            has_reader = getattr(self._sink, "has_reader", False)
+            self.is_gone = self.is_gone or (has_reader and isinstance(error, BrokenPipeError))
+            self._complain(error)
             time.sleep(min(0.5, 0.05 * len(items)))
         with self._changed:  # put counts too, from another thread
             self.num_lost += lost
@@ -227,6 +270,8 @@ class Outlet:
         kind = type(error).__name__
         text = " ".join(str(getattr(error, "strerror", None) or error or kind).split())
         self.error = scrub(text, self._secrets, kind)
+        if self.is_gone:
+            return
         if time.monotonic() - self._complained_s > _COMPLAIN_EVERY_S or not self._complained_s:
             self._complained_s = time.monotonic()
             LOGGER.error("sink %s: %s; %d items lost so far", self.name, self.error, self.num_lost)
@@ -242,6 +287,8 @@ class JsonlSink:
 
     def __init__(self, path: str) -> None:
         self._path = None if path == "-" else Path(path)
+        self.has_reader = self._path is None
+        """Whether somebody reads along who may leave."""
         self._file: IO[str] | None = None
 
     def write(self, items: Sequence[Item]) -> int:

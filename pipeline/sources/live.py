@@ -8,7 +8,9 @@ Frames are numbered on arrival, so what is dropped is a gap in ``frame``.
 from __future__ import annotations
 
 import logging
+import math
 import random
+import statistics
 import threading
 import time
 from collections import deque
@@ -26,7 +28,7 @@ from pipeline.decode import resize
 from pipeline.decode_table import Orientation
 from pipeline.errors import SourceError
 from pipeline.sources.live_clock import StreamClock
-from pipeline.sources.live_open import CameraSpec, check_size, open_live
+from pipeline.sources.live_open import PLAYLIST_PATIENCE_S, CameraSpec, UnfitSourceError, check_size, open_live
 from pipeline.types import Frame, UInt8Array
 
 LOGGER = logging.getLogger("masklet.live")
@@ -63,6 +65,10 @@ class Arrival:
     """The same moment on the monotonic clock."""
     epoch: int
     """Which connection it came by."""
+    num_silences: int = 0
+    """Times so far that the camera said nothing for a while without losing its connection."""
+    silence_s: float = 0.0
+    """How long the last of them was."""
 
 
 class Slot:
@@ -131,7 +137,7 @@ class LiveFrame:
     arrived_s: float
     """The same moment on the monotonic clock."""
     gap_s: float | None = None
-    """On the first frame after a reconnection or a pause: seconds since the last frame before it."""
+    """On the first frame after a reconnection, a silence or a pause: seconds since the last frame before it."""
     picture: UInt8Array | None = None
     """RGB for people, at most ``picture_px`` long; only if somebody looks."""
     note: str = ""
@@ -140,7 +146,7 @@ class LiveFrame:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """What :meth:`LiveSource.poll` reports when the camera is gone."""
+    """What :meth:`LiveSource.poll` reports when the camera is gone, or silent though connected."""
 
     reason: str
     is_final: bool
@@ -194,12 +200,18 @@ class LiveSource:
         self._clock = StreamClock()
         self._random = random.Random(seed)
         self._next_index = 0
+        self._num_seen = 0
+        """Frames of a file that an earlier process has seen."""
         self._reader: _Reader | None = None
         self._abandoned: list[_Reader] = []
         self._epoch = 0
         self._tries = 0
         self._try_at_s = 0.0
-        self._started_s = time.monotonic()
+        self._gone_since_s: float | None = None
+        """When the first of the tries failed that go on."""
+        self._rhythm = Rhythm()
+        self._num_silences, self._silence_s = 0, 0.0
+        self._is_silent = False
         self._taken: Arrival | None = None
         self._was_paused = False
         self._lock = threading.Lock()
@@ -216,14 +228,29 @@ class LiveSource:
             self._try_again(now_s)
             return None
         if reader.has_frames and self.state is State.CONNECTING:
-            self.state, self.error, self._tries = State.LIVE, "", 0
+            self.state, self.error, self._tries, self._gone_since_s = State.LIVE, "", 0, None
         if reader.ended.is_set():
             return None if len(self.slot) and self.spec.is_file else self._lose(reader.reason, reader.is_final, now_s)
         if self._is_stalled(reader, now_s):
             return self._lose(f"no frame for {self._patience_s(reader):g} s", False, now_s)
-        return None
+        return self._silence(reader, now_s)
+
+    def _silence(self, reader: _Reader, now_s: float) -> Lost | None:
+        """Says once that a camera is silent for longer than its rhythm explains, though not for long enough to give up
+        its connection. Segments of a playlist and frames of a file come when they come.
+        """
+        if self.spec.is_file or reader.is_playlist or self.slot.is_blocked:
+            return None
+        with self._lock:
+            silent_s = self._rhythm.silent_s(now_s)
+            if silent_s is None or self._is_silent or not reader.has_frames:
+                return None
+            self._is_silent = True
+        return Lost(f"no frame for {silent_s:.1f} s", False)
 
     def _patience_s(self, reader: _Reader) -> float:
+        if reader.is_playlist:
+            return max(self._config.stall_timeout_s, PLAYLIST_PATIENCE_S)
         return self._config.stall_timeout_s if reader.has_frames else self._config.open_timeout_s
 
     def _is_stalled(self, reader: _Reader, now_s: float) -> bool:
@@ -240,8 +267,8 @@ class LiveSource:
                 self._abandoned.append(reader)
         was_live = self.state is State.LIVE or (reader is not None and reader.has_frames)
         self.error = reason
-        gone_s = now_s - self._last_frame_s()
-        give_up = 0 < self._config.give_up_after_s < gone_s
+        self._gone_since_s = now_s if self._gone_since_s is None else self._gone_since_s
+        give_up = 0 < self._config.give_up_after_s < now_s - self._gone_since_s
         if is_final or give_up:
             ended = self.spec.is_file and reader is not None and reader.has_frames and reader.reason == ""
             self.state = State.ENDED if ended else State.FAILED
@@ -257,9 +284,6 @@ class LiveSource:
         longest_s = min(self._config.backoff_cap_s, _FIRST_BACKOFF_S * 2 ** min(self._tries, 16))
         self._tries += 1
         return float(longest_s * self._random.uniform(0.5, 1.0))
-
-    def _last_frame_s(self) -> float:
-        return self._taken.arrived_s if self._taken is not None else self._started_s
 
     def _try_again(self, now_s: float) -> None:
         stuck = sum(r.is_alive() for r in self._abandoned)
@@ -280,12 +304,15 @@ class LiveSource:
             self._was_paused = True
             return None
         before, self._taken = self._taken, arrival
-        gap_s = None
-        if before is not None and (before.epoch != arrival.epoch or self._was_paused):
-            gap_s = arrival.arrived_s - before.arrived_s
-            self.counters.reconnects += before.epoch != arrival.epoch
+        gap_s = self._gap_s(before, arrival) if before is not None else None
         self._was_paused = False
         return self._converted(arrival, gap_s)
+
+    def _gap_s(self, before: Arrival, arrival: Arrival) -> float | None:
+        if before.epoch != arrival.epoch or self._was_paused:
+            self.counters.reconnects += before.epoch != arrival.epoch
+            return arrival.arrived_s - before.arrived_s
+        return arrival.silence_s if arrival.num_silences != before.num_silences else None
 
     def _converted(self, arrival: Arrival, gap_s: float | None) -> LiveFrame:
         orientation = Orientation.of(arrival.picture)
@@ -322,15 +349,21 @@ class LiveSource:
             reader.join(max(until_s - time.monotonic(), 0.0))
 
     @property
+    def num_seen(self) -> int:
+        """Frames at the beginning of a file that are passed over."""
+        return self._num_seen
+
+    @property
     def next_index(self) -> int:
         """Number of the frame that arrives next."""
         return self._next_index
 
-    def resume(self, next_index: int, pts_s: float, wall_s: float, source_size: tuple[int, int]) -> None:
-        """Go on from where an earlier process was, before the first :meth:`poll`."""
+    def resume(self, next_index: int, pts_s: float, wall_s: float, source_size: tuple[int, int] | None) -> None:
+        """Go on from where an earlier process was, before the first :meth:`poll`; a file after its frames so far."""
         now_s = time.monotonic()
         before_s = now_s - max(time.time() - wall_s, 0.0)
         self._next_index, self.source_size, self._shown_size = next_index, source_size, source_size
+        self._num_seen = next_index if self.spec.is_file else 0
         self._clock.resume(pts_s, before_s)
         self._taken = Arrival(av.VideoFrame(2, 2), next_index - 1, pts_s, wall_s, before_s, 0)
 
@@ -346,10 +379,22 @@ class LiveSource:
             # A file's own clock is the only one that counts; it may be read faster or slower than it plays.
             clock_s = pts_s if self.spec.is_file and pts_s is not None else now_s
             stamped_s = self._clock.stamp(pts_s, clock_s, reader.epoch)
-            arrival = Arrival(picture, self._next_index, stamped_s, time.time(), now_s, reader.epoch)
+            if not self.spec.is_file:
+                self._note_silence(stamped_s if reader.is_playlist else now_s, reader.epoch)
+            silences = (self._num_silences, self._silence_s)
+            arrival = Arrival(picture, self._next_index, stamped_s, time.time(), now_s, reader.epoch, *silences)
             self._next_index += 1
             self.counters.arrived += 1
         self.slot.put(arrival, lambda: not reader.is_abandoned)
+        if not reader.is_playlist:
+            self._rhythm.is_free(time.monotonic())
+
+    def _note_silence(self, at_s: float, epoch: int) -> None:
+        silent_s = self._rhythm.came(at_s, epoch, was_silent=self._is_silent)
+        self._is_silent = False
+        if silent_s is not None:
+            self._num_silences += 1
+            self._silence_s = silent_s
 
     def count_corrupt(self) -> None:
         """A frame was damaged: it gets its number and nobody sees it."""
@@ -361,6 +406,46 @@ class LiveSource:
     def wake(self) -> None:
         """Tell the loop that something happened."""
         self._wake.set()
+
+
+class Rhythm:
+    """How often frames come, so that a silence can be told from a slow camera. Called under the source's lock."""
+
+    _SHORTEST_S, _FRAME_TIMES = 1.0, 5
+
+    def __init__(self) -> None:
+        self._intervals: deque[float] = deque(maxlen=16)
+        self._last_s: float | None = None
+        self._epoch = 0
+
+    @property
+    def longest_s(self) -> float:
+        """What is longer is a silence; endless until a few frames have come."""
+        if len(self._intervals) < 3:
+            return math.inf
+        return max(self._SHORTEST_S, self._FRAME_TIMES * statistics.median(self._intervals))
+
+    def came(self, at_s: float, epoch: int, *, was_silent: bool) -> float | None:
+        """A frame came; how long the silence before it was, if it was one. Other connections have other rhythms."""
+        last_s, self._last_s = self._last_s, at_s
+        if last_s is None or epoch != self._epoch:
+            self._epoch = epoch
+            self._intervals.clear()
+            return None
+        interval_s = at_s - last_s
+        if was_silent or interval_s > self.longest_s:
+            return interval_s
+        self._intervals.append(interval_s)
+        return None
+
+    def is_free(self, at_s: float) -> None:
+        """The frame was handed over: until now it was us who were silent."""
+        self._last_s = at_s
+
+    def silent_s(self, now_s: float) -> float | None:
+        """How long the present silence is, if it is one."""
+        silent_s = now_s - self._last_s if self._last_s is not None else 0.0
+        return silent_s if silent_s > self.longest_s else None
 
 
 def read_frames(
@@ -394,6 +479,8 @@ class _Reader(threading.Thread):
         self.ended = threading.Event()
         self.reason = ""
         self.is_final = False
+        self.is_playlist = False
+        """Frames come a segment at a time and are paced here."""
         self.last_sign_s = time.monotonic()
 
     def abandon(self) -> None:
@@ -407,7 +494,8 @@ class _Reader(threading.Thread):
             self._read()
             self.reason, self.is_final = ("", True) if spec.is_file else ("the stream ended", False)
         except SourceError as error:
-            self.reason, self.is_final = str(error), True
+            # A camera that has just been switched on, or plugged in again, may do better the next time.
+            self.reason, self.is_final = str(error), spec.is_file or isinstance(error, UnfitSourceError)
         except (av.error.ExitError, TimeoutError):
             self.reason = f"no data for {self._source._config.stall_timeout_s:g} s"
         except (av.error.FFmpegError, OSError, ValueError, EOFError) as error:
@@ -423,20 +511,34 @@ class _Reader(threading.Thread):
         source = self._source
         with open_live(source.spec, source._config) as (container, stream):
             self.last_sign_s = time.monotonic()
-            pace = _Pace() if source.spec.is_file and source.spec.realtime else None
-            for picture in self._decoded(container, stream):
+            pace = self._pace(container.format.name)
+            for picture in self._unseen(self._decoded(container, stream)):
                 if pace is not None:
                     pace.wait(_pts_s(picture))
                 if self.is_abandoned:
                     return
                 check_size(picture.width, picture.height, source.spec, source._config)
-                self.last_sign_s = time.monotonic()
-                if picture.is_corrupt:
+                if picture.is_corrupt:  # no sign of life: the watchdog ends what gives nothing else
                     source.count_corrupt()
                     continue
+                self.last_sign_s = time.monotonic()
                 self.has_frames = True
                 source.arrive(picture, self)
                 self.last_sign_s = time.monotonic()
+
+    def _pace(self, format_name: str) -> _Pace | _PlaylistPace | None:
+        spec = self._source.spec
+        if spec.is_file:
+            return _Pace() if spec.realtime else None
+        self.is_playlist = format_name == "hls"
+        return _PlaylistPace() if self.is_playlist else None
+
+    def _unseen(self, pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        """All but those that an earlier process has seen."""
+        for number, picture in enumerate(pictures):
+            if number >= self._source.num_seen:
+                yield picture
+            self.last_sign_s = time.monotonic()
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[av.VideoFrame]:
         """Decoded frames; a packet that does not decode is passed over, many in a row are an error."""
@@ -470,6 +572,31 @@ class _Pace:
         if self._start is None:
             self._start = (pts_s, now_s)
         time.sleep(max(0.0, self._start[1] + pts_s - self._start[0] - now_s))
+
+
+class _PlaylistPace:
+    """Spreads the frames of segments, which come in bursts, over the time they show.
+
+    A little faster than they show, so that what a late segment added to the lag is made up for again and the lag stays
+    what the playlist makes it: about a segment.
+    """
+
+    _SPEED, _LONGEST_S = 1.05, 2.0
+
+    def __init__(self) -> None:
+        self._last_pts_s: float | None = None
+        self._due_s = 0.0
+
+    def wait(self, pts_s: float | None) -> None:
+        """Sleep until it is this frame's turn; jumps of the clock are not waited for."""
+        now_s = time.monotonic()
+        last_pts_s, self._last_pts_s = self._last_pts_s, pts_s
+        step_s = pts_s - last_pts_s if pts_s is not None and last_pts_s is not None else 0.0
+        if not 0.0 < step_s <= self._LONGEST_S:
+            self._due_s = now_s
+            return
+        self._due_s = max(self._due_s + step_s / self._SPEED, now_s - step_s)
+        time.sleep(max(0.0, self._due_s - now_s))
 
 
 def _pts_s(picture: av.VideoFrame) -> float | None:

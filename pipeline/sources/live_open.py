@@ -29,13 +29,15 @@ from av.video.stream import VideoStream
 
 from configs.schema import LiveConfig
 from pipeline.decode_table import local_path, scheme_of, video_stream
-from pipeline.errors import SourceError, UsageError
+from pipeline.errors import NoVideoError, SourceError, UsageError
 from pipeline.sources.live_redact import is_ambiguous, redact
 
 NETWORK_SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "tcp")
 _HTTP_FORMATS = "hls,mpegts,mpjpeg,mjpeg,mov,matroska,flv,h264,hevc,ogg"
 _FILE_FORMATS = "mov,matroska,webm,mpegts,avi,flv,mpeg,ogg,asf,h264,hevc,mjpeg,gif,ivf"
 _RTSP_PORT, _MAX_LINES, _MAX_LINE = 554, 64, 4096
+PLAYLIST_PATIENCE_S = 15.0
+"""A playlist says nothing between two segments, which are up to ten seconds long."""
 _RTSP_PROTOCOLS = "rtsp,rtsps,rtp,srtp,udp,tcp,tls"
 
 
@@ -131,21 +133,28 @@ def _unique(name: str, used: set[str]) -> str:
     return next(f"{name}-{n}" for n in range(2, len(used) + 3) if f"{name}-{n}" not in used)
 
 
+class UnfitSourceError(SourceError):
+    """A stream of a codec or size that is not taken: no new try helps."""
+
+
 @contextmanager
 def open_live(spec: CameraSpec, config: LiveConfig) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open the camera; closed on exit.
 
     Raises:
-        SourceError: there is no video in it, or its frames are larger than ``max_frame_px``.
+        UnfitSourceError: its frames are larger than ``max_frame_px``, or nothing here decodes them.
+        SourceError: there is no video in it, or no such webcam.
         av.error.FFmpegError, OSError: it cannot be reached.
     """
     door = HttpDoor(spec.uri, config) if scheme_of(spec.uri) in ("http", "https") else None
     if scheme_of(spec.uri) == "rtsp":
         refuse_rtsp_redirect(spec.uri, config)
     try:
-        timeout = (config.open_timeout_s, config.stall_timeout_s)
+        # Between two segments of a playlist nothing comes; who serves them is watched by the door.
+        patience_s = config.stall_timeout_s if door is None else max(config.stall_timeout_s, PLAYLIST_PATIENCE_S)
+        timeout = (config.open_timeout_s, patience_s)
         with av.open(**_arguments(spec, config, door), timeout=timeout, metadata_errors="replace") as container:
-            stream = video_stream(container, spec.shown)
+            stream = _video_stream(container, spec)
             stream.codec_context.thread_count = config.decode_threads
             check_size(stream.codec_context.width, stream.codec_context.height, spec, config)
             yield container, stream
@@ -154,10 +163,19 @@ def open_live(spec: CameraSpec, config: LiveConfig) -> Iterator[tuple[InputConta
             door.close()
 
 
+def _video_stream(container: InputContainer, spec: CameraSpec) -> VideoStream:
+    try:
+        return video_stream(container, spec.shown)
+    except NoVideoError:
+        raise
+    except SourceError as error:
+        raise UnfitSourceError(error.what, error.where, error.todo) from error
+
+
 def check_size(width: int, height: int, spec: CameraSpec, config: LiveConfig) -> None:
     """Refuse frames that are too large."""
     if width * height > config.max_frame_px:
-        raise SourceError(f"frames of {width}x{height} are too large", spec.shown, "raise live.max_frame_px")
+        raise UnfitSourceError(f"frames of {width}x{height} are too large", spec.shown, "raise live.max_frame_px")
 
 
 def _arguments(spec: CameraSpec, config: LiveConfig, door: HttpDoor | None) -> dict[str, Any]:

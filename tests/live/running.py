@@ -60,28 +60,35 @@ class Answer:
         return json.loads(self.body)
 
 
+def service_of(
+    urls: Sequence[str],
+    config: Config,
+    *,
+    outlets: Sequence[Outlet] = (),
+    board: Board | None = None,
+    run: Any = None,
+    realtime: bool = False,
+) -> StreamService:
+    """A service on fakes that nobody turns yet."""
+    config, models = live_config(config), fake_models()
+    worker = CameraWorker(
+        models.detector, models.make_tracker, linker_config(config), batch_frames=4, max_gap_s=config.live.max_gap_s
+    )
+    service = StreamService(config, worker, models.encode, outlets, board=board, input_size=(96, 96), run=run)
+    for spec in parse_cameras(urls, realtime=realtime):
+        service.add_camera(spec, PHRASES)
+    return service
+
+
 class Running:
     """A running service. A context manager."""
 
     def __init__(
         self, urls: Sequence[str], config: Config, *, token: str | None = None, outlets: Sequence[Outlet] = ()
     ) -> None:
-        self.config = live_config(config)
-        models = fake_models()
-        self.detector = models.detector
-        worker = CameraWorker(
-            models.detector,
-            models.make_tracker,
-            linker_config(self.config),
-            batch_frames=4,
-            max_gap_s=config.live.max_gap_s,
-        )
-        self.board = Board()
-        self.service = StreamService(
-            self.config, worker, models.encode, outlets, board=self.board, input_size=(96, 96), run=None
-        )
-        for spec in parse_cameras(urls):
-            self.service.add_camera(spec, PHRASES)
+        self.config, self.board = live_config(config), Board()
+        self.service = service_of(urls, config, outlets=outlets, board=self.board)
+        self.detector = self.service.worker._detector
         self._token, self._stop, self._stack = token, threading.Event(), ExitStack()
         self.address: Address
 

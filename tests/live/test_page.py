@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.live.server import serve
 from tests.live.browser import Browser, is_available
 from tests.live.running import Running, live
 from tests.live.servers import RtspProcess, wait_for
@@ -82,6 +83,23 @@ def test_the_page_shows_and_controls_cameras() -> None:
             browser.wait(f"![...document.querySelectorAll('.title h2')].some((h) => h.textContent === '{name}')")
             assert name not in running.status()
             assert browser.complaints() == []
+
+
+def test_a_page_without_its_server_says_so_and_comes_back_without_repeating_itself() -> None:
+    live_dots = "return document.querySelectorAll('.dot.live').length"
+    with RtspProcess() as camera, Running([camera.url()], live()) as running, Browser() as browser:
+        with serve(running.service, running.board, "127.0.0.1:0", None) as address:
+            browser.open(address.url)
+            browser.wait("document.querySelectorAll('.picture img:not([hidden])').length === 1")
+            assert browser.run(live_dots) == 1
+        browser.wait("document.querySelectorAll('.dot.live').length === 0")
+        assert browser.run("return document.querySelector('.state').textContent") == "no connection"
+        with serve(running.service, running.board, f"127.0.0.1:{address.port}", None):
+            browser.wait("document.querySelectorAll('.dot.live').length === 1")
+            running.service.request_pause(running.service.stream_ids()[0], True)
+            browser.wait("[...document.querySelectorAll('#log b')].some((b) => b.textContent === 'stream gap')")
+            lines = browser.run("return [...document.querySelectorAll('#log li')].length")
+            assert lines == len(running.board.events_after(0))
 
 
 def test_an_address_that_is_not_allowed_is_explained() -> None:

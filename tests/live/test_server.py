@@ -80,6 +80,19 @@ def test_health_and_readiness(running: Running) -> None:
     assert (running.ask("/healthz").status, running.ask("/readyz").status) == (200, 200)
 
 
+def test_ready_when_one_camera_works_and_the_others_are_named(camera: RtspProcess) -> None:
+    with Running([camera.url(0), "rtsp://127.0.0.1:9/broken"], live()) as running:
+        assert wait_for(lambda: running.ask("/readyz").status == 200, 30)
+        lines = running.ask("/readyz").body.decode().split("\n")
+        assert lines[0] == "ready"
+        assert [line.partition(":")[0] for line in lines[1:] if line] == ["127.0.0.1-9-broken"]
+
+
+def test_event_numbers_go_on_after_those_of_an_earlier_process(running: Running) -> None:
+    assert running.board.num_events > 1e12
+    assert len(running.board.events_after(int(1e12))) == len(running.board.events_after(0)) > 0
+
+
 def test_pause_and_resume(running: Running) -> None:
     [name] = running.status()
     assert running.ask(f"/streams/{name}", "PATCH", {"paused": True}).status == 200

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
+from configs.schema import LiveConfig
+from pipeline.live.checkpoint import Marks, Past, drop_state, saved_phrases
 from pipeline.live.exemplars import Exemplars
 from pipeline.live.linker import LinkerConfig
-from pipeline.sources.live import LiveFrame, Lost, State
+from pipeline.sources.live import LiveFrame, LiveSource, Lost, State, _Reader
+from pipeline.sources.live_open import CameraSpec
 from pipeline.types import Frame, Prompts
 from tests.live.fakes import ColourDetector, NearestTracker, prompts_of
 from tests.live.rtsp_server import picture
@@ -29,14 +35,15 @@ class Script:
         self.waiting: deque[LiveFrame] = deque()
         self.losses: deque[Lost] = deque()
         self.next_index = 0
-        self.resumed: tuple[int, float, float, tuple[int, int]] | None = None
+        self.resumed: tuple[int, float, float, tuple[int, int] | None] | None = None
+        self.start_wall_s = time.time()
 
     def film(self, count: int = 1, gap_s: float | None = None) -> None:
         for k in range(count):
             t_s = self.next_index / 10
             image = picture(96, 96, t_s, 0)
             frame = Frame(self.stream_id, self.next_index, t_s, image, (192, 320))
-            self.waiting.append(LiveFrame(frame, 1000 + t_s, time.monotonic(), gap_s if k == 0 else None))
+            self.waiting.append(LiveFrame(frame, self.start_wall_s + t_s, time.monotonic(), gap_s if k == 0 else None))
             self.next_index += 1
 
     def poll(self) -> Lost | None:
@@ -48,7 +55,7 @@ class Script:
     def stop(self) -> None:
         self.is_stopped = True
 
-    def resume(self, next_index: int, pts_s: float, wall_s: float, source_size: tuple[int, int]) -> None:
+    def resume(self, next_index: int, pts_s: float, wall_s: float, source_size: tuple[int, int] | None) -> None:
         self.resumed = (next_index, pts_s, wall_s, source_size)
         self.next_index = next_index
 
@@ -162,6 +169,77 @@ def test_one_camera_fails_alone_and_starts_afresh(caplog: pytest.LogCaptureFixtu
     assert "made to fail" in caplog.text
 
 
+def test_a_camera_that_fails_for_good_costs_the_others_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("workers.camera_worker.time.monotonic", lambda: now_s[0])
+    bench = Bench("a", "b")
+    make = bench.worker._make_tracker
+
+    def broken(stream_id: str, session: int) -> NearestTracker:
+        tracker = make(stream_id, session)
+        assert isinstance(tracker, NearestTracker)
+        tracker.fail_on = 0 if stream_id == "a" else None
+        return tracker
+
+    bench.worker._make_tracker = broken
+    for camera in bench.cameras.values():
+        camera.film(200)
+    for _ in range(200):
+        bench.step()
+        now_s[0] += 0.1
+    assert len(bench.rows("b")) == 200
+    assert 5 <= bench.worker.cameras["a"].stats.failures <= 12  # 20 s, not 200 tries
+    assert sum("the tracker failed" in r.getMessage() for r in caplog.records) == 1
+    ids = [e.event_id for o in bench.outputs for e in o.events]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_source_or_a_box_that_raises_costs_one_camera(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench("a", "b")
+
+    class Boxes:
+        missing = (0,)
+
+        def see(self, frame: Frame) -> bool:
+            if frame.stream_id == "a":
+                raise ValueError("bad box")
+            return False
+
+        def applied(self, prompts: Prompts) -> Prompts:
+            return prompts
+
+    bench.worker._exemplars = Boxes()  # type: ignore[assignment]
+    poll = bench.cameras["a"].poll
+
+    def bad() -> Lost | None:
+        if bench.cameras["a"].next_index == 10:
+            raise RuntimeError("bad poll")
+        return poll()
+
+    bench.cameras["a"].poll = bad  # type: ignore[method-assign]
+    for camera in bench.cameras.values():
+        camera.film(10)
+    bench.step(12)
+    assert len(bench.rows("b")) == 10
+    assert bench.worker.cameras["a"].stats.failures > 0
+    assert "bad poll" in caplog.text or "bad box" in caplog.text
+
+
+def test_a_silence_that_nobody_announced_is_a_gap_and_a_return() -> None:
+    bench = Bench("a")
+    bench.cameras["a"].film(5)
+    bench.cameras["a"].film(5, gap_s=1.5)
+    bench.step(10)
+    events = [e for o in bench.outputs for e in o.events if e.kind.startswith("stream")]
+    assert [(e.kind, e.detail) for e in events] == [
+        ("stream_gap", "no frame for 1.5 s"),
+        ("stream_reconnected", "ids go on"),
+    ]
+    assert bench.rows("a")[9] == [1, 2]
+
+
 def test_a_picture_the_detector_cannot_take_costs_one_camera_one_frame(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench("a", "b")
     for camera in bench.cameras.values():
@@ -225,6 +303,85 @@ def test_a_restarted_worker_goes_on_with_the_same_ids(tmp_path: Path) -> None:
     second.step(5)
     assert second.rows("a")[24] == [1, 2]
     assert sorted(second.rows("a")) == list(range(20, 25))
+
+
+def test_the_gap_of_a_restart_counts_from_the_last_frame_not_from_the_save(tmp_path: Path) -> None:
+    """At the default values: saved every 10 s, and gaps over 10 s start anew; killed 8 s after a save, back 4 s on."""
+    config = LiveConfig()
+    first = Bench("a", folder=tmp_path, max_gap_s=config.max_gap_s)
+    first.cameras["a"].start_wall_s = time.time() - 12 - 2
+    first.cameras["a"].film(20)
+    first.step(10)
+    first.worker.save("a")()
+    first.cameras["a"].waiting = deque(replace(f, wall_s=f.wall_s + 7) for f in first.cameras["a"].waiting)
+    first.step(10)
+    second = Bench(max_gap_s=config.max_gap_s)
+    source = LiveSource(CameraSpec("a", "rtsp://127.0.0.1:9/x"), config, threading.Event())
+    output = second.worker.add("a", source, prompts_of(["red disc", "blue disc"]), tmp_path / "a")
+    assert [e.kind for e in output.events] == ["stream_gap"]
+    second.step()
+    assert not any(kind == "ended" for kind, _ in second.events("a"))
+    reader = _Reader(source, 1)
+    image = av.VideoFrame.from_ndarray(picture(320, 192, 2.0, 0), format="rgb24")
+    source.arrive(image, reader)
+    second.step()
+    assert second.rows("a") == {20: [1, 2]}
+    [back] = [e for o in second.outputs for e in o.events if e.kind == "stream_reconnected"]
+    assert back.detail == "ids go on"
+    assert back.gap_s is not None
+    assert 4 < back.gap_s < 9
+    source.stop()
+    source.join(5)
+
+
+def test_a_damaged_state_costs_one_camera_its_ids_and_no_number_is_given_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Bench("a", "b", folder=tmp_path)
+    for camera in first.cameras.values():
+        camera.film(10)
+    first.step(10)
+    for name in "ab":
+        first.worker.save(name)()
+    (tmp_path / "a" / "current.json").write_text("nonsense")
+    with open(tmp_path / "a" / "births.txt", "a") as file:
+        file.write("0 1")  # torn
+    second = Bench("a", "b", folder=tmp_path)
+    assert saved_phrases(tmp_path / "a") == []
+    for camera in second.cameras.values():
+        camera.film(3, gap_s=1.0)
+    second.step(3)
+    assert second.rows("b")[12] == [1, 2]
+    assert second.rows("a") == {k: [3, 4] for k in (10, 11, 12)}
+    gap, back = (e for o in second.outputs for e in o.events if e.stream_id == "a" and e.kind.startswith("stream"))
+    assert "cannot be read" in gap.detail
+    assert (back.detail, back.session) == ("new ids", 1)
+    assert "nonsense" not in caplog.text
+
+
+def test_numbers_go_on_after_what_is_known_of_a_stream() -> None:
+    bench = Bench()
+    camera = bench.cameras["a"] = Script("a")
+    bench.worker.add("a", camera, prompts_of(["red disc", "blue disc"]), None, [Past(100, 7, 3, 9.0, 0.0)])
+    assert camera.resumed is not None
+    assert camera.resumed[0] == 100
+    camera.film(2)
+    bench.step(2)
+    assert bench.rows("a") == {100: [8, 9], 101: [8, 9]}
+    assert {e.session for o in bench.outputs for e in o.events} == {3}
+
+
+def test_marks_outlive_their_state_and_an_older_file_is_read(tmp_path: Path) -> None:
+    marks = Marks(tmp_path)
+    marks.update(10, 3, 2)
+    marks.saw(1.5, 1000.25)
+    assert Marks(tmp_path).past == Past(10, 3, 2, 1.5, 1000.25)
+    drop_state(tmp_path, keep_marks=True)
+    assert Marks(tmp_path).past == Past(10, 3, 2, 1.5, 1000.25)
+    (tmp_path / "marks.bin").write_bytes(np.array([5, 4], np.int64).tobytes())
+    assert Marks(tmp_path).past == Past(5, 4)
+    drop_state(tmp_path, keep_marks=False)
+    assert not tmp_path.exists()
 
 
 def test_without_a_restorable_tracker_ids_start_after_the_old_ones(
