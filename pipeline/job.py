@@ -15,7 +15,7 @@ from configs.load import digest
 from configs.schema import Config
 from pipeline.assemble import Assembler
 from pipeline.decode import local_path, probe, redact, scheme_of
-from pipeline.errors import ConfigError, MaskletError, RunInterruptedError
+from pipeline.errors import ConfigError, MaskletError, RunInterruptedError, SourceError
 from pipeline.sources.file import VideoItem
 from pipeline.store import INTERRUPTED, Manifest, RunWriter, VideoEntry, has_more_to_do
 from pipeline.telemetry import LOGGER
@@ -26,6 +26,7 @@ from workers.units import (
     UnitReport,
     committed,
     fingerprint,
+    look_at,
     remove_attempts,
     remove_units_of,
     unit_key,
@@ -136,10 +137,13 @@ class Job:
                     self._collect(event, listener)
 
     def _has_changed(self, item: VideoItem) -> bool:
-        """Whether a finished video's source is another one now. One that is gone is not: its rows are still right."""
+        """Whether a finished video's source is another one now. One that is gone is not: its rows are right."""
         known = self._run.entry(item.video_id).source_fingerprint
-        exists = bool(scheme_of(item.uri)) or local_path(item.uri).exists()
-        if not known or not exists or fingerprint(item.uri) == known:
+        try:
+            exists = bool(scheme_of(item.uri)) or local_path(item.uri).exists()
+            if not known or not exists or fingerprint(item.uri) == known:
+                return False
+        except (SourceError, OSError):
             return False
         LOGGER.warning("%s: the source changed since it was tracked: it is tracked again", item.video_id)
         return True
@@ -247,14 +251,13 @@ def plan_units(item: VideoItem, config: Config, plan: Sequence[str]) -> list[Uni
     """The units of one video: itself, or its chunks.
 
     Raises:
-        SourceError: the video has to be cut and cannot be read.
+        SourceError: the video cannot be read.
     """
-    source = fingerprint(item.uri)
+    state = look_at(item.uri)
+    source = state.fingerprint
     if config.chunk.length is None or config.chunk.mode == "sequential":
-        path = Path(item.uri)
-        cost = float(path.stat().st_size) if path.is_file() else 0.0
         key = unit_key(source, None, None, (*plan, item.video_id))
-        return [Unit(key, item.video_id, item.uri, cost=cost, source=source)]
+        return [Unit(key, item.video_id, item.uri, cost=state.num_bytes, source=source)]
     ranges = chunk_ranges(config.chunk, config.sampling, probe(item.uri, item.video_id))
     return [
         Unit(

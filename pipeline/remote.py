@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,8 +21,11 @@ import fsspec
 
 from pipeline.decode import local_path, redact, scheme_of
 from pipeline.errors import MaskletError, RunError, RunExistsError, UsageError
+from pipeline.telemetry import LOGGER
 
 _LISTED = "manifest.json"
+_PAUSES_S = (1.0, 4.0)
+"""Before the second and the third try of a request."""
 
 
 class RemoteFolder:
@@ -60,7 +64,7 @@ class RemoteFolder:
             self.put(file)
         for key in self._keys(self._name(path)):
             if key not in wanted:
-                self._do("write", self._files.rm_file, key)
+                self._do("write", self._remove, key)
 
     def pull(self) -> None:
         """Bring manifest and rows into the spool, which keeps what it has beside them; sizes tell what is missing."""
@@ -75,7 +79,7 @@ class RemoteFolder:
         """Remove the run, its manifest first: from then on there is none."""
         keys = self._keys("")
         for key in sorted(keys, key=lambda k: (not k.endswith("/" + _LISTED), k)):
-            self._do("write", self._files.rm_file, key)
+            self._do("write", self._remove, key)
 
     def _keys(self, name: str) -> list[str]:
         def listed() -> list[str]:
@@ -93,14 +97,24 @@ class RemoteFolder:
         return f"{self._root}/{name}" if name else self._root
 
     def _do(self, what: str, action: Callable[..., Any], *arguments: str) -> Any:
-        try:
-            return action(*arguments)
-        except MaskletError:
-            raise
-        except Exception as error:  # every driver has its own exceptions for wrong keys, buckets and networks
-            why = " ".join(str(error).split()) or type(error).__name__
-            todo = "check address and credentials, then add --resume"
-            raise RunError(f"cannot {what}: {why}", self._shown, todo) from error
+        """Do it, and again after a pause if it fails: stores refuse now and then, and all of these can be repeated."""
+        pauses_s = list(_PAUSES_S)
+        while True:
+            try:
+                return action(*arguments)
+            except MaskletError:
+                raise
+            except Exception as error:  # every driver has its own exceptions for wrong keys, buckets and networks
+                why = " ".join(str(error).split()) or type(error).__name__
+                if not pauses_s or isinstance(error, PermissionError | FileNotFoundError):
+                    todo = "check address and credentials, then add --resume"
+                    raise RunError(f"cannot {what}: {why}", self._shown, todo) from error
+            LOGGER.warning("%s: cannot %s, trying again: %s", self._shown, what, why)
+            time.sleep(pauses_s.pop(0))
+
+    def _remove(self, key: str) -> None:
+        with suppress(FileNotFoundError):  # removed by the try before, whose answer got lost
+            self._files.rm_file(key)
 
 
 @contextmanager

@@ -302,10 +302,14 @@ class RunWriter:
         if entry.status == "failed":
             shutil.rmtree(self.folder / "masklets" / entry.video_id, ignore_errors=True)
         self.put(self.folder / "masklets" / entry.video_id)
+        if f"{LOGS}/" in (entry.error or ""):
+            self.put(self.folder / LOGS)
         self.manifest.put(entry)
         self.save()
 
 
+LOGS = "logs"
+"""In a run: how each attempt at what was set aside failed."""
 INTERRUPTED = "interrupted"
 NO_ROOM = "cannot write"
 """How the errors begin that say nothing about the video: a resumed run tries again."""
@@ -355,14 +359,14 @@ def _is_barren(folder: Path) -> bool:
 
 def _only_ours(folder: Path) -> bool:
     """Whether nothing but a run's own files stand here (a run killed before its first manifest)."""
-    return {p.name for p in folder.iterdir() if not p.name.startswith(".")} <= {"config.yaml", "masklets"}
+    return {p.name for p in folder.iterdir() if not p.name.startswith(".")} <= {"config.yaml", "masklets", LOGS}
 
 
 def _remove_run(folder: Path) -> None:
     """Remove a run's own files, and nothing a user may have put beside them."""
     for name in ("manifest.json", "config.yaml", "overlay.mp4"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("masklets", "overlays", ".units"):
+    for name in ("masklets", "overlays", LOGS, ".units"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import time
+import traceback
 from collections import deque
 from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from pipeline.errors import MaskletError
 from workers.unit_worker import UnitWorker
-from workers.units import MAX_ATTEMPTS, Unit, UnitProgress, UnitReport, set_aside
+from workers.units import MAX_ATTEMPTS, Attempt, Unit, UnitProgress, UnitReport, set_aside, write_log
 
 LOGGER = logging.getLogger("masklet.worker")
 
@@ -75,6 +78,7 @@ class LocalExecutor:
 
     def _try(self, worker: UnitWorker, unit: Unit, units: Path) -> Generator[UnitProgress | UnitReport]:
         """A unit that fails in a way nobody foresaw costs itself, not the job; memory may be there the next time."""
+        failures: list[Attempt] = []
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 yield from worker.process(unit, units)
@@ -85,8 +89,10 @@ class LocalExecutor:
                 why = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
                 LOGGER.warning("%s: attempt %d failed: %s", unit.video_id, attempt, why)
                 LOGGER.debug("the traceback", exc_info=error)
+                where = f"process {os.getpid()} on {socket.gethostname()}"
+                failures.append(Attempt(where, why, "".join(traceback.format_exception(error))))
             self.num_retries += attempt < MAX_ATTEMPTS
-        yield set_aside(unit, f"{MAX_ATTEMPTS} attempts", why)
+        yield set_aside(unit, f"{MAX_ATTEMPTS} attempts", why, write_log(units.parent, unit, failures))
 
     def close(self) -> None:
         """End the workers."""

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -31,7 +32,19 @@ from pipeline.types import BoxPrompt, Prompts
 from workers.phrases import encode_prompts
 from workers.ray_session import RaySession, Share, cluster_nodes, is_placed, share_cluster
 from workers.unit_worker import UnitWorker
-from workers.units import MAX_ATTEMPTS, Unit, UnitProgress, UnitReport, committed, failed, set_aside
+from workers.units import (
+    MAX_ATTEMPTS,
+    Attempt,
+    Unit,
+    UnitProgress,
+    UnitReport,
+    check_token,
+    committed,
+    failed,
+    set_aside,
+    write_log,
+    write_token,
+)
 
 LOGGER = logging.getLogger("masklet.ray")
 
@@ -83,9 +96,14 @@ class UnitActor:
         self._worker: Doer | None = None
         self._is_stopped = False
 
-    def process(self, unit: Unit, units: str) -> Generator[UnitProgress | UnitReport]:
-        """See :meth:`UnitWorker.process`. An interruption ends the stream after the commit."""
+    def process(self, unit: Unit, units: str, token: str) -> Generator[UnitProgress | UnitReport]:
+        """See :meth:`UnitWorker.process`. An interruption ends the stream after the commit.
+
+        Raises:
+            UsageError: the coordinator's ``units``, which has this ``token``, is not what stands there on this node.
+        """
         spec = self._spec
+        check_token(Path(units), token)
         if self._worker is None:
             prompts = shared_prompts(self._prompts[0], spec.config, has_boxes=bool(spec.boxes))
             self._worker = spec.make(spec.config, prompts, spec.boxes, spec.exemplar_uri)
@@ -98,6 +116,11 @@ class UnitActor:
         self._is_stopped = True
         if self._worker is not None:
             self._worker.stop()
+
+    def whereabouts(self) -> str:
+        """Process and node, for people."""
+        node = ray.get_runtime_context().get_node_id()
+        return f"process {os.getpid()} on {socket.gethostname()} (node {node[:12]})"
 
     def pid(self) -> int:
         """The actor's process."""
@@ -121,6 +144,7 @@ class _Task:
     unit: Unit
     attempts: int = 0
     workers: set[int] = field(default_factory=set)
+    failures: list[Attempt] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -132,6 +156,8 @@ class _Slot:
     actor: Any = None
     hello: Any = None
     """The actor's first answer, until it has come."""
+    whereabouts: str = ""
+    """Process and node of the last actor that answered."""
     stream: Any = None
     task: _Task | None = None
     generation: int = 0
@@ -198,6 +224,7 @@ class RayExecutor:
         self._metrics = _Metrics()
         self._stillborn = 0
         """Actors in a row that could not start."""
+        self._token = ""
         self._has_worked = False
         """Whether any worker ever got so far as to begin a unit."""
         self.num_retries = 0
@@ -216,6 +243,7 @@ class RayExecutor:
         waiting = deque(_Task(u) for u in todo)
         slots = self._in_use = self._slots[: max(len(waiting), 1)]
         homeless_s = 0.0
+        self._token = write_token(units)
         try:
             while waiting or any(s.task for s in slots):
                 self._greet(slots)
@@ -237,7 +265,7 @@ class RayExecutor:
             if slot.hello is None or not ray.wait([slot.hello], timeout=0)[0]:
                 continue
             try:
-                ray.get(slot.hello)
+                slot.whereabouts = ray.get(slot.hello)
                 slot.hello, self._stillborn = None, 0
             except RayError as error:
                 why = _first_line(error)
@@ -270,7 +298,7 @@ class RayExecutor:
                 slot.task, slot.silent_s, slot.frames = task, 0.0, 0
                 slot.stream = slot.actor.process.options(
                     num_returns="streaming", _generator_backpressure_num_objects=64
-                ).remote(replace(task.unit, uri=_absolute(task.unit.uri)), str(units.absolute()))
+                ).remote(replace(task.unit, uri=_absolute(task.unit.uri)), str(units.absolute()), self._token)
 
     def _is_up(self, slot: _Slot) -> bool:
         """Whether the slot has an actor that has answered.
@@ -301,7 +329,7 @@ class RayExecutor:
             )
             .remote(self._spec, self._prompts)
         )
-        slot.hello = slot.actor.pid.remote()
+        slot.hello = slot.actor.whereabouts.remote()
 
     def _poll(
         self, busy: list[_Slot], hellos: list[Any], waiting: deque[_Task], units: Path
@@ -326,24 +354,25 @@ class RayExecutor:
 
     def _give_up_on(self, slot: _Slot, waiting: deque[_Task], units: Path) -> UnitReport | None:
         """End a worker that hangs."""
-        return self._retry(slot.forget(is_dead=True), f"silent for {slot.silent_s:.0f} s", waiting, units)
+        return self._retry(slot, f"silent for {slot.silent_s:.0f} s", waiting, units, is_dead=True)
 
     def _next(self, slot: _Slot, waiting: deque[_Task], units: Path) -> UnitProgress | UnitReport | None:
         """The next thing a worker says; its end of stream or death settles the task."""
         try:
             event: UnitProgress | UnitReport = ray.get(next(slot.stream))
         except StopIteration:
-            return self._retry(slot.forget(is_dead=False), "ended without a report", waiting, units)
-        except RayTaskError as error:
-            is_unfit = self._is_unfit(slot, error)
-            return self._retry(slot.forget(is_dead=is_unfit), _first_line(error), waiting, units)
+            return self._retry(slot, "ended without a report", waiting, units)
         except RayError as error:
-            return self._retry(slot.forget(is_dead=True), _first_line(error), waiting, units)
+            # A task's own error leaves the worker as it is, unless it never came about.
+            is_dead = self._is_unfit(slot, error) if isinstance(error, RayTaskError) else True
+            return self._retry(slot, error, waiting, units, is_dead=is_dead)
         self._has_worked, slot.num_unbuilt = True, 0
         if not isinstance(event, UnitReport):
             return event
-        task = slot.forget(is_dead=event.retry == "afresh")
-        return self._retry(task, event.error or "", waiting, units, event) if event.retry else event
+        if event.retry:
+            return self._retry(slot, event, waiting, units, is_dead=event.retry == "afresh")
+        slot.forget(is_dead=False)
+        return event
 
     def _is_unfit(self, slot: _Slot, error: RayTaskError) -> bool:
         """Whether a worker could not load its models, which costs an attempt and the worker.
@@ -362,23 +391,32 @@ class RayExecutor:
         return True
 
     def _retry(
-        self, task: _Task, why: str, waiting: deque[_Task], units: Path, said: UnitReport | None = None
+        self,
+        slot: _Slot,
+        failure: str | RayError | UnitReport,
+        waiting: deque[_Task],
+        units: Path,
+        *,
+        is_dead: bool = False,
     ) -> UnitReport | None:
-        """Queue a unit again, or set it aside; a commit whose acknowledgement got lost counts.
+        """Queue a worker's unit again, or set it aside; a commit whose acknowledgement got lost counts.
 
-        ``said``: the report of the attempt, where there is one; what it says stands in the end.
+        ``is_dead``: the worker is not to be used again.
         """
+        task = slot.forget(is_dead=is_dead)
         report = committed(units, task.unit.key)
         if report is not None and not may_go_on(report.error):
             return report
         shutil.rmtree(units / task.unit.key, ignore_errors=True)
+        why = _why(failure)
         LOGGER.warning("%s: attempt %d failed: %s", task.unit.video_id, task.attempts, why)
+        details = str(failure) if isinstance(failure, RayError) else ""
+        task.failures.append(Attempt(f"worker {slot.number}, {slot.whereabouts}", why, details))
         num_places = sum(not s.is_hopeless for s in self._in_use)
         enough_workers = len(task.workers) >= min(MIN_WORKERS_TRIED, num_places)
         # A second worker may never come; then twice the attempts have to do.
         if task.attempts >= (MAX_ATTEMPTS if enough_workers else 2 * MAX_ATTEMPTS):
-            tried = f"{task.attempts} attempts on {len(task.workers)} worker(s)"
-            return failed(task.unit, f"{why} ({tried})", said.retry) if said else set_aside(task.unit, tried, why)
+            return _given_up(task, failure, units)
         self.num_retries += 1
         self._metrics.retries.inc()
         waiting.append(task)
@@ -478,6 +516,22 @@ def _next_for(slot: _Slot, waiting: deque[_Task], *, may_insist: bool) -> _Task 
     fresh = (t for t in waiting if slot.number not in t.workers)
     again = (t for t in waiting if may_insist or t.attempts < MAX_ATTEMPTS)
     return next(fresh, None) or next(again, None)
+
+
+def _why(failure: str | RayError | UnitReport) -> str:
+    if isinstance(failure, UnitReport):
+        return failure.error or ""
+    return failure if isinstance(failure, str) else _first_line(failure)
+
+
+def _given_up(task: _Task, failure: str | RayError | UnitReport, units: Path) -> UnitReport:
+    """The report of a unit that is set aside; where attempts ended with a report of their own, the last one stands."""
+    why, tried = _why(failure), f"{task.attempts} attempts on {len(task.workers)} worker(s)"
+    log = write_log(units.parent, task.unit, task.failures)
+    if isinstance(failure, UnitReport):
+        see = f"; see {log}" if log else ""
+        return failed(task.unit, f"{why} ({tried}{see})", failure.retry)
+    return set_aside(task.unit, tried, why, log)
 
 
 def _first_line(error: Exception) -> str:

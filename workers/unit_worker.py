@@ -12,7 +12,16 @@ from types import TracebackType
 
 from configs.schema import Config
 from pipeline import decode
-from pipeline.errors import ConfigError, DeviceError, MaskletError, SourceChangedError, UsageError
+from pipeline.errors import (
+    ConfigError,
+    DecodeError,
+    DeviceError,
+    MaskletError,
+    NoVideoError,
+    SourceChangedError,
+    SourceError,
+    UsageError,
+)
 from pipeline.results import FrameResult
 from pipeline.sources.file import VideoItem
 from pipeline.store import INTERRUPTED, VideoWriter, cannot_write
@@ -22,10 +31,11 @@ from workers.decode_worker import DecodeProcess
 from workers.gpu_worker import GpuWorker
 from workers.plan import frame_range, step_cuts
 from workers.steps import Steps
-from workers.units import LOOKS, Unit, UnitFolder, UnitProgress, UnitReport, failed, fingerprint
+from workers.units import LOOKS, Unit, UnitFolder, UnitProgress, UnitReport, absent, failed, fingerprint
 from workers.video_state import VideoState
 
 _PROGRESS_EVERY_S = 0.5
+_TABLES_KEPT = 4
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 """Trying again at once would not help."""
 
@@ -53,6 +63,8 @@ class UnitWorker:
         self.progress_every_s = _PROGRESS_EVERY_S
         """Whoever takes turns with siblings wants a turn per frame: 0."""
         self._stopping = Event()
+        self._tables: dict[tuple[str, str, str], decode.FrameTable] = {}
+        """Of the sources seen last: the pieces of a video share one, and listing frames reads the whole file."""
         self._decoder = decoder or start_decoder(config)
         try:
             self._worker = GpuWorker(config, prompts)
@@ -126,7 +138,7 @@ class UnitWorker:
             folder.discard()
 
     def _process(self, unit: Unit, units: Path, folder: UnitFolder) -> Generator[UnitProgress | UnitReport]:
-        table = _probe(unit)
+        table = self._probe(unit)
         sampling, chunk = self._config.sampling, self._config.chunk
         start, stop = frame_range(sampling, table)
         if unit.start is not None and unit.stop is not None:
@@ -154,6 +166,19 @@ class UnitWorker:
         self._commit(report, folder, state, first)
         steps.discard()
         yield report
+
+    def _probe(self, unit: Unit) -> decode.FrameTable:
+        """The frames of a unit's source, which must be what the plan was made for."""
+        known = fingerprint(unit.uri, is_fresh=True)
+        if unit.source and known != unit.source:
+            decode.probe(unit.uri, unit.video_id)  # one that is gone has better words for it
+            raise SourceChangedError("the file changed while the job ran", decode.redact(unit.uri), "add --resume")
+        name = (unit.uri, unit.video_id, known)
+        table = self._tables.pop(name, None) or decode.probe(unit.uri, unit.video_id)
+        self._tables[name] = table
+        while len(self._tables) > _TABLES_KEPT:
+            del self._tables[next(iter(self._tables))]
+        return table
 
     def _writer(self, folder: UnitFolder, num_parts: int) -> VideoWriter:
         output = self._config.output
@@ -226,14 +251,26 @@ class UnitWorker:
 def _report_of(error: Exception, unit: Unit, units: Path) -> UnitReport | None:
     """The report of a unit that failed in a way that is understood; ``None``: nobody foresaw this."""
     if isinstance(error, MaskletError):
-        return failed(unit, str(error), "afresh" if isinstance(error, DeviceError) else "")
+        is_around = isinstance(error, SourceError | DecodeError) and _is_around(error, unit)
+        return failed(unit, str(error), "afresh" if isinstance(error, DeviceError) else "elsewhere" * is_around)
     if isinstance(error, OSError):
-        return failed(unit, str(cannot_write(error, units.parent))) if error.errno in _NO_ROOM else None
+        return failed(unit, str(cannot_write(error, units.parent)), "elsewhere") if error.errno in _NO_ROOM else None
     if not isinstance(error, RuntimeError):
         return None
     from pipeline.device_memory import is_out_of_memory, out_of_memory  # torch: not for scripted detections
 
     return failed(unit, str(out_of_memory(error)), "afresh") if is_out_of_memory(error) else None
+
+
+def _is_around(error: SourceError | DecodeError, unit: Unit) -> bool:
+    """Whether network, mount or disk failed and not the video: it may be read elsewhere, or a moment later."""
+    if isinstance(error, NoVideoError | SourceChangedError):
+        return False
+    cause = error.__cause__
+    if decode.scheme_of(unit.uri):
+        return not isinstance(cause, FileNotFoundError | ValueError)  # the latter: what came is no video
+    was_there = unit.source not in ("", absent(unit.uri))
+    return isinstance(cause, OSError) or (was_there and not decode.local_path(unit.uri).exists())
 
 
 def _release_memory() -> None:
@@ -248,14 +285,6 @@ def start_decoder(config: Config) -> DecodeProcess:
     if config.detector.detections is None:
         decoder.warm_up()
     return decoder
-
-
-def _probe(unit: Unit) -> decode.FrameTable:
-    """The frames of a unit's source, which must be what the plan was made for."""
-    table = decode.probe(unit.uri, unit.video_id)
-    if unit.source and fingerprint(unit.uri) != unit.source:
-        raise SourceChangedError("the file changed while the job ran", decode.redact(unit.uri), "add --resume")
-    return table
 
 
 def _new_report(unit: Unit, table: decode.FrameTable, start: int, stop: int) -> UnitReport:

@@ -11,19 +11,32 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Container, Iterable
+import socket
+import time
+from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pipeline.store import sync_folder, write_atomically
+import fsspec
+
+from pipeline.decode import local_path, redact, scheme_of
+from pipeline.errors import SourceError, UsageError
+from pipeline.store import LOGS, sync_folder, write_atomically
 
 _HEAD_BYTES = 1 << 20
+_WEB = ("http", "https")
+"""Asking costs a request more, and many servers name neither version nor size."""
+_OBJECT_FACTS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created", "generation")
+"""What S3, GCS, Azure and fsspec's own file systems call them."""
 LOOKS = "looks.npz"
 """In a chunk's folder: how its objects looked, for the stitching."""
 STEPS = ".steps"
 """Beside the units: pieces of units that are done in steps (:mod:`workers.steps`); attempts come and go, they stay."""
+TOKEN = ".token"
+"""Among the units: what the coordinator wrote there, for workers to find that they see the same folder."""
 MAX_ATTEMPTS = 3
 """A unit that failed so often in a way nobody foresaw is set aside, so that the job goes on."""
 
@@ -92,9 +105,37 @@ class UnitProgress:
     """The stage that took most of the time so far."""
 
 
-def set_aside(unit: Unit, tried: str, why: str) -> UnitReport:
-    """The report of a unit that is given up: what was ``tried``, and ``why`` the last attempt failed."""
-    return failed(unit, f"set aside after {tried}: {why}")
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One that failed."""
+
+    where: str
+    """The worker, its process and its node."""
+    why: str
+    """In one line."""
+    details: str = ""
+    """A traceback, if there is one."""
+
+
+def write_log(run: Path, unit: Unit, attempts: Sequence[Attempt]) -> str:
+    """Put down how every attempt at a unit failed; the file's name in the run folder, or empty where it has no room."""
+    name = f"{LOGS}/{unit.key}.txt"
+    span = "" if unit.start is None else f", frames {unit.start}..{unit.stop}"
+    lines = [f"{unit.video_id}{span}: {redact(unit.uri)}"]
+    for number, attempt in enumerate(attempts, 1):
+        lines += ["", f"attempt {number}: {attempt.where}", attempt.why, attempt.details.rstrip()]
+    try:
+        (run / LOGS).mkdir(exist_ok=True)
+        write_atomically(run / name, ("\n".join(lines) + "\n").encode())
+    except OSError:
+        return ""
+    return name
+
+
+def set_aside(unit: Unit, tried: str, why: str, log: str = "") -> UnitReport:
+    """The report of a unit that is given up: what was ``tried``, ``why`` the last attempt failed, and where all is."""
+    see = f" (see {log})" if log else ""
+    return failed(unit, f"set aside after {tried}: {why}{see}")
 
 
 def failed(unit: Unit, error: str, retry: str = "") -> UnitReport:
@@ -104,22 +145,82 @@ def failed(unit: Unit, error: str, retry: str = "") -> UnitReport:
     )
 
 
-def fingerprint(uri: str) -> str:
-    """What tells one version of a source from another: size, time of change and the first and last megabyte.
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """What a source is now."""
 
-    A remote source is known by its address only: its content is taken to be fixed.
+    fingerprint: str
+    """Tells one version of it from another."""
+    num_bytes: float = 0.0
+    """0: not known."""
+
+
+def look_at(uri: str, *, is_fresh: bool = False) -> SourceState:
+    """What stands at an address, without reading all of it.
+
+    A file is known by size, time of change and its first and last megabyte; a folder of pictures by their names, sizes
+    and times; an object in storage by what its store says of it (``ETag``, size, times). ``http(s)`` addresses, and
+    what is not there, are known by the address only.
+
+    Args:
+        is_fresh: ask an object store again, whatever its driver remembers.
+
+    Raises:
+        SourceError: it is there and cannot be read.
     """
-    path = Path(uri)
+    scheme = scheme_of(uri)
+    try:
+        if scheme:
+            return SourceState(absent(uri)) if scheme in _WEB else _object_state(uri, is_fresh)
+        return _local_state(uri)
+    except FileNotFoundError:
+        return SourceState(absent(uri))
+    except ImportError as error:
+        raise SourceError(f"no driver for {scheme}://", redact(uri), f"install it: {error}") from error
+    except OSError as error:
+        raise SourceError(
+            f"cannot be read: {error.strerror or error}", redact(uri), "check its access rights"
+        ) from error
+    except Exception as error:  # every driver has its own for wrong keys, buckets and networks
+        if not scheme:
+            raise
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise SourceError(f"cannot be read: {why}", redact(uri), "check the address and your credentials") from error
+
+
+def fingerprint(uri: str, *, is_fresh: bool = False) -> str:
+    """The fingerprint :func:`look_at` finds."""
+    return look_at(uri, is_fresh=is_fresh).fingerprint
+
+
+def absent(uri: str) -> str:
+    """The fingerprint of what is not there."""
+    return _digest([uri.encode()])
+
+
+def _local_state(uri: str) -> SourceState:
+    path = local_path(uri)
     if path.is_dir():
-        stamps = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in path.iterdir() if p.is_file())
-        return _digest([str(stamps).encode()])
+        files = [(p.name, p.stat()) for p in path.iterdir() if p.is_file()]
+        stamps = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
+        return SourceState(_digest([str(stamps).encode()]), float(sum(size for _, size, _ in stamps)))
     if not path.is_file():
-        return _digest([uri.encode()])
+        return SourceState(absent(uri))
     stat = path.stat()
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
         file.seek(max(stat.st_size - _HEAD_BYTES, 0))
-        return _digest([f"{stat.st_size} {stat.st_mtime_ns}".encode(), head, file.read()])
+        parts = [f"{stat.st_size} {stat.st_mtime_ns}".encode(), head, file.read()]
+    return SourceState(_digest(parts), float(stat.st_size))
+
+
+def _object_state(uri: str, is_fresh: bool) -> SourceState:
+    system, path = fsspec.core.url_to_fs(uri)
+    if is_fresh:
+        system.invalidate_cache()
+    info = system.info(path)
+    known = [f"{name}={info[name]}".encode() for name in _OBJECT_FACTS if info.get(name) is not None]
+    return SourceState(_digest([uri.encode(), *known]), float(info.get("size") or 0))
 
 
 def content_digest(path: Path) -> str:
@@ -145,6 +246,34 @@ def _digest(parts: Iterable[bytes]) -> str:
         sha.update(len(part).to_bytes(8, "little"))
         sha.update(part)
     return sha.hexdigest()
+
+
+def write_token(units: Path) -> str:
+    """Leave a sign among the units; returns what it says."""
+    token = uuid4().hex
+    write_atomically(units / TOKEN, token.encode())
+    return token
+
+
+def check_token(units: Path, token: str, patience_s: float = 20.0) -> None:
+    """Make sure that this worker sees the coordinator's folder; a network file system may show it a moment late.
+
+    Raises:
+        UsageError: it does not.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        with suppress(OSError):
+            if (units / TOKEN).read_text() == token:
+                return
+        if time.monotonic() >= deadline:
+            raise UsageError(
+                "a worker's node does not see the run folder",
+                f"{units.parent} on {socket.gethostname()}",
+                "name an -o that all nodes mount (for an address such as s3:// point XDG_CACHE_HOME to such a folder, "
+                "its files pass through there), or use one node",
+            )
+        time.sleep(min(0.5, patience_s))
 
 
 class UnitFolder:
@@ -198,6 +327,7 @@ def committed(units: Path, key: str) -> UnitReport | None:
 
 def remove_attempts(units: Path) -> None:
     """Remove what attempts that never finished left behind."""
+    (units / TOKEN).unlink(missing_ok=True)
     for folder in units.glob(".*"):
         if folder.name != STEPS:
             shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import fsspec
@@ -17,6 +19,7 @@ from benchmarks.chunk_world import World, write_detections
 from configs.load import load_config, to_yaml
 from pipeline import api, open_run
 from pipeline.cli import app
+from pipeline.remote import RemoteFolder
 
 URL = "memory://bucket/run"
 NUM_FRAMES = 40
@@ -25,6 +28,7 @@ NUM_FRAMES = 40
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MemoryFileSystem]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("pipeline.remote._PAUSES_S", (0.0, 0.0))
     files = fsspec.filesystem("memory")
     yield files
     if files.exists("/bucket"):
@@ -106,6 +110,34 @@ def test_a_store_that_fails_in_between_is_resumed_from(
     for video_id in "ab":
         name = f"masklets/{video_id}/part-00000.parquet"
         assert contents(store)[name] == (tmp_path / "local" / name).read_bytes()
+
+
+def test_a_store_that_refuses_now_and_then_is_asked_again(
+    store: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: Counter[str] = Counter()
+
+    def flaky(
+        self: MemoryFileSystem, key: str, *arguments: str, real: Callable[..., object], **options: object
+    ) -> None:
+        tries[key] += 1
+        if tries[key] % 3:
+            raise OSError("503 slow down")
+        real(self, key, *arguments, **options)
+
+    for name in ("put_file", "rm_file"):
+        real = getattr(MemoryFileSystem, name)
+        monkeypatch.setattr(MemoryFileSystem, name, partialmethod(flaky, real=real))
+    spool = tmp_path / "spool"
+    (spool / "rows").mkdir(parents=True)
+    (spool / "rows" / "a").write_text("a")
+    folder = RemoteFolder(URL, spool)
+    folder.put(spool / "rows")
+    assert sorted(contents(store)) == ["rows/a"]
+    (spool / "rows" / "a").unlink()
+    folder.put(spool / "rows")
+    assert contents(store) == {}
+    assert set(tries.values()) == {3}
 
 
 def test_an_address_nobody_knows_is_a_usage_error(sources: list[str], tmp_path: Path) -> None:

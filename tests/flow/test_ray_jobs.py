@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline import api, open_run
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, UsageError
 from pipeline.job import Job, Silent
 from pipeline.store import Manifest, RunWriter
 from pipeline.types import Prompts
@@ -150,6 +150,11 @@ def test_a_video_that_kills_every_worker_is_set_aside(world: World, tmp_path: Pa
     status = {v.video_id: (v.status, v.error) for v in manifest.videos}
     assert status["v3"][0] == "failed"
     assert "set aside after 3 attempts on 2 worker(s)" in (status["v3"][1] or "")
+    (log,) = (tmp_path / "run" / "logs").iterdir()
+    assert f"(see logs/{log.name})" in (status["v3"][1] or "")
+    text = log.read_text()
+    assert [f"attempt {i}: worker " in text for i in (1, 2, 3, 4)] == [True, True, True, False]
+    assert text.count("process ") >= 3
     assert executor.num_retries == 2
     others = world.whole.filter([v != "v3" for v in world.whole["video_id"].to_pylist()])
     assert open_run(tmp_path / "run").table().equals(others)
@@ -164,8 +169,17 @@ def test_a_device_out_of_memory_is_tried_elsewhere_and_costs_its_video_only(worl
     assert status["v3"][1].startswith(
         "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): free the device"
     )
-    assert status["v3"][1].endswith("(3 attempts on 2 worker(s))")
+    assert "(3 attempts on 2 worker(s); see logs/" in status["v3"][1]
     assert executor.num_retries == 3
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_node_that_does_not_see_the_run_folder_ends_the_job(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.ray_executor.write_token", lambda _: "of another folder")
+    with pytest.raises(UsageError, match=r"does not see the run folder .*name an -o that all nodes mount"):
+        faulty_run(world, tmp_path, {})
 
 
 def picky_run(world: World, folder: Path, failures: int, workers: int) -> tuple[Manifest, RayExecutor]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from pipeline import open_run
+from pipeline import api, decode, open_run
 from pipeline.cli import app
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, SourceError
 from pipeline.results import FrameResult
 from tests.flow.worlds import World
 from workers.unit_worker import UnitWorker
@@ -61,3 +61,40 @@ def test_a_device_out_of_memory_costs_its_video_only(
     assert again.exit_code == 0, again.output
     rows = world.whole.filter([v in ("v2", "v3") for v in world.whole["video_id"].to_pylist()])
     assert open_run(tmp_path / "run").table().equals(rows)
+
+
+def test_the_pieces_of_a_video_share_its_list_of_frames(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed: list[str] = []
+    probe = decode.probe
+
+    def counting(uri: str, stream_id: str) -> decode.FrameTable:
+        probed.append(stream_id)
+        return probe(uri, stream_id)
+
+    monkeypatch.setattr("pipeline.decode.probe", counting)  # the coordinator's own look is not counted
+    options = ["--stop", "100", "--chunk", "1s", "--overlap", "0.4s"]
+    assert track(world, tmp_path / "run", *options).exit_code == 0
+    assert all(len(v["chunks"]) > 2 for v in entries(tmp_path / "run").values())
+    assert probed == ["v2", "v3"]
+
+
+def test_what_is_set_aside_leaves_a_log(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: UnitWorker, table: decode.FrameTable, *_: object) -> Iterator[FrameResult]:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitWorker, "_follow", broken)
+        with pytest.raises(SourceError):
+            api.track_to_run(world.config(), [world.items[3].uri], run)
+    entry = entries(run)["v3"]
+    (log,) = (run / "logs").iterdir()
+    why = "set aside after 3 attempts: ZeroDivisionError: nobody foresaw this"
+    assert entry["error"] == f"{why} (see logs/{log.name})"
+    text = log.read_text()
+    assert "attempt 3: process " in text
+    assert text.count("Traceback (most recent call last)") == 3
+    api.track_to_run(world.config(), [world.items[3].uri], run, overwrite=True)
+    assert not (run / "logs").exists()

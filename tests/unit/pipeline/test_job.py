@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -308,3 +309,23 @@ def test_an_interruption_while_a_resumed_job_is_planned_keeps_everything(
     repairs = FakeExecutor()
     job(run, repairs, config, resume=True).execute(items[:2], Silent())
     assert sorted(repairs.done) == [("a", 1), ("b", 1)]
+
+
+def test_a_file_that_cannot_be_read_fails_alone(
+    tmp_path: Path, items: list[VideoItem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path, mode: str) -> BinaryIO:
+        if Path(path).stem == "b":
+            raise PermissionError(13, "Permission denied")
+        return open(path, mode)  # type: ignore[return-value]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.units.open", denied, raising=False)
+        manifest = job(tmp_path / "run", FakeExecutor(), Config()).execute(items, Silent())
+    assert [v.status for v in manifest.videos] == ["done", "failed", "done"]
+    assert "cannot be read: Permission denied" in (manifest.videos[1].error or "")
+    job(tmp_path / "run", FakeExecutor(), Config(), resume=True).execute(items, Silent())
+    with monkeypatch.context() as patch:  # its rows are right, whatever became of the file
+        patch.setattr("workers.units.open", denied, raising=False)
+        manifest = job(tmp_path / "run", FakeExecutor(), Config(), resume=True).execute(items, Silent())
+    assert [v.status for v in manifest.videos] == ["done"] * 3
