@@ -173,12 +173,13 @@ class Soak:
             objects=bench.num_visible,
             masklets=bench.num_masklets,
             discs=bench.street.num_discs,
+            session=bench.session,
             ids_never_reused=bench.ids_rise,
             load=round(os.getloadavg()[0], 1),
         )
         if bench.street.next_index % SAVE_EVERY == 0:
             bench.save(self._folder / "latest")
-            if bench.street.next_index == BEGINNING:
+            if bench.street.next_index == min(BEGINNING, self._num_frames // 4 // SAVE_EVERY * SAVE_EVERY):
                 shutil.copytree(self._folder / "latest", self._folder / "beginning", dirs_exist_ok=True)
 
     def _compare(self) -> dict[str, Any]:
@@ -250,6 +251,12 @@ class Bench:
         return linker.num_visible if linker is not None else 0
 
     @property
+    def session(self) -> int:
+        """Rises when ids start afresh."""
+        linker = self._worker.cameras["soak"].linker
+        return linker.session if linker is not None else 0
+
+    @property
     def num_masklets(self) -> int:
         """Masklets so far."""
         linker = self._worker.cameras["soak"].linker
@@ -271,6 +278,8 @@ def report(lines: Sequence[dict[str, Any]], warm_up: int) -> dict[str, Any]:
         "masklets": windows[-1]["masklets"],
         "ids_never_reused": all(w["ids_never_reused"] for w in windows),
         "rss_mb": [w["rss_mb"] for w in windows[:: max(len(windows) // 20, 1)]],
+        "last_session": max(w.get("session", 0) for w in windows),
+        "slope_frames": [int(late[0, 0]), int(late[-1, 0])] if len(late) > 2 else None,
         "rss_slope_mb_per_10k": None if slope is None else round(slope, 3),
         "ms_p95_start": round(float(np.median([w["ms_p95"] for w in start])), 2) if start else None,
         "ms_p95_end": round(float(np.median([w["ms_p95"] for w in end])), 2),

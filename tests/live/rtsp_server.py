@@ -1,10 +1,12 @@
 """A small RTSP/1.0 server for tests: the standard library and PyAV, one H.264 track per camera, TCP and UDP.
 
 ``python -m tests.live.rtsp_server PORT [--cameras N] [--fps F] [--size WxH] [--seconds S]`` serves ``/cam0``, ``/cam1``
-and so on, and prints ``ready PORT``. It must be a process of its own: cameras die by being killed and freeze by
-SIGSTOP. Lines on stdin make trouble: ``garbage`` (random bytes instead of RTP for the next second), ``size WxH``
-(another resolution from now on). Each picture shows moving shapes and, in its top rows, a bar code of the wall clock
-in milliseconds modulo 65536.
+and so on, and prints ``ready PORT``. With ``--film PATH`` (by :func:`write_film`), ``/cam0`` is that film instead, from
+its first frame on, once somebody plays it; then it is silent.
+
+It must be a process of its own: cameras die by being killed and freeze by SIGSTOP. Lines on stdin make trouble:
+``garbage`` (random bytes instead of RTP for the next second), ``size WxH`` (another resolution from now on). Each
+picture shows moving shapes and, in its top rows, a bar code of the wall clock in milliseconds modulo 65536.
 
 Written from RFC 2326 (RTSP), RFC 3550 (RTP) and RFC 6184 (H.264 over RTP, packetization-mode 1).
 """
@@ -22,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
@@ -119,6 +122,40 @@ class Camera(threading.Thread):
         return (
             struct.pack("!BBHII", 0x80, 96 | marker << 7, self._sequence, timestamp & 0xFFFFFFFF, self._ssrc) + payload
         )
+
+
+class Film(Camera):
+    """Sends a film as it is, bit for bit, to the first who plays."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        super().__init__(0, 0, fps, 0.0)
+        with av.open(str(path)) as container:
+            base = container.streams.video[0].time_base
+            packets = [p for p in container.demux(video=0) if p.size]
+            self._shots = [(_units(bytes(p)), round((p.pts - packets[0].pts) * base * 90_000)) for p in packets]
+        self.sps, self.pps = (next(u for u in self._shots[0][0] if u[0] & 31 == kind) for kind in (7, 8))
+        self.ready.set()
+
+    def run(self) -> None:
+        while not self.senders:
+            time.sleep(0.01)
+        start_s = time.monotonic()
+        for count, (units, timestamp) in enumerate(self._shots):
+            self._send(units, timestamp)
+            time.sleep(max(0.0, start_s + (count + 1) / self.fps - time.monotonic()))
+
+
+def write_film(path: Path, num_frames: int, *, fps: int = 10, size: tuple[int, int] = (320, 192)) -> Path:
+    """A film of the test picture as MPEG-TS, H.264 without B-frames."""
+    with av.open(str(path), "w", format="mpegts") as container:
+        options = {"preset": "ultrafast", "tune": "zerolatency", "g": "10", "x264-params": "repeat-headers=1"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for k in range(num_frames):
+            image = picture(*size, k / fps, k)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
 
 
 def _encoder(width: int, height: int, fps: float) -> av.CodecContext:
@@ -267,9 +304,14 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=10.0)
     parser.add_argument("--size", default="320x192")
     parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--film", type=Path)
     args = parser.parse_args()
     width, height = (int(v) for v in args.size.split("x"))
-    cameras = [Camera(width, height, args.fps, 1.3 * k) for k in range(args.cameras)]
+    cameras = (
+        [Film(args.film, args.fps)]
+        if args.film
+        else [Camera(width, height, args.fps, 1.3 * k) for k in range(args.cameras)]
+    )
     for camera in cameras:
         camera.start()
     server = Server(args.port, cameras)

@@ -10,14 +10,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 
 class RtspProcess:
     """The test camera as a process that can be killed, frozen, and started again on its port. A context manager."""
 
-    def __init__(self, *, cameras: int = 1, fps: float = 10, size: str = "320x192", port: int = 0) -> None:
-        self._options = ["--cameras", str(cameras), "--fps", str(fps), "--size", size]
+    def __init__(
+        self,
+        *,
+        cameras: int = 1,
+        fps: float = 10,
+        size: str = "320x192",
+        port: int = 0,
+        seconds: float = 120,
+        film: Path | None = None,
+    ) -> None:
+        self._options = ["--cameras", str(cameras), "--fps", str(fps), "--size", size, "--seconds", str(seconds)]
+        self._options += ["--film", str(film)] if film is not None else []
         self.port = port
         self._process: subprocess.Popen[str] | None = None
 

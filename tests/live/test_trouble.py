@@ -43,7 +43,7 @@ def test_a_full_disk_ends_no_stream(tmp_path: Path, caplog: pytest.LogCaptureFix
     path = write_video(tmp_path / "a.mp4", num_frames=60, fps=30)
     run = Full(tmp_path / "run")
     outlets = open_sinks([f"jsonl:{tmp_path}/rows.jsonl"], capacity=500, segment_s=60, rows_per_part=100)
-    service = service_of([str(path)], live(checkpoint_every_s=0.2), outlets=outlets, run=run, realtime=True)
+    service = service_of([str(path)], live(checkpoint_every_s=0.02), outlets=outlets, run=run)
     saves: list[int] = []
     save = service.worker.save
 
@@ -254,9 +254,12 @@ def test_a_bare_parquet_sink_is_readable_after_a_checkpoint(tmp_path: Path) -> N
     outlets = open_sinks([f"parquet:{tmp_path}/kept"], capacity=50, segment_s=60, rows_per_part=1000)
     service = service_of([], live(checkpoint_every_s=0.05), outlets=outlets)
     outlets[0].put(result(0))
-    for _ in range(20):
+
+    def is_there() -> bool:
         service.turn()
-    assert wait_for(lambda: any((tmp_path / "kept").glob("masklets/cam/part-*")))
+        return any((tmp_path / "kept").glob("masklets/cam/part-*"))
+
+    assert wait_for(is_there)
     assert pq.read_table(tmp_path / "kept" / "masklets").num_rows == 2
     service.close(interrupted=True)
 
