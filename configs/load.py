@@ -67,6 +67,25 @@ def digest(config: Config) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def differences(old: str, new: str) -> list[str]:
+    """``section.key: old -> new`` for everything that can change a row, between two trees as :func:`to_yaml` gives."""
+    before, after = (_leaves(yaml.safe_load(text) or {}) for text in (old, new))
+    keys = [k for k in {**before, **after} if k.split(".")[0] not in _NOT_IN_RESULTS and k != "device.threads"]
+    return [
+        f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found |= _leaves(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
 def presets() -> list[str]:
     """Names of the packaged presets."""
     return sorted(p.stem for p in FOLDER.glob("*.yaml"))

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from pipeline.errors import MaskletError, UsageError
 from pipeline.store import VideoEntry
 from pipeline.telemetry import setup_logging
-from workers.units import Unit, UnitProgress
+from workers.units import Unit, UnitProgress, UnitReport
 
 LOGGER = logging.getLogger("masklet")
 
@@ -118,9 +118,15 @@ class Tally:
     """Relative cost by unit."""
     videos: dict[str, list[str]] = field(default_factory=dict)
     """Units still under way by video."""
+    units: dict[str, list[str]] = field(default_factory=dict)
+    """All that had to be done, by video."""
+    objects: dict[str, int] = field(default_factory=dict)
+    """On the last frame of each unit at hand."""
     shares: dict[str, float] = field(default_factory=dict)
     """How much of each unit is done, 0..1."""
     frames: dict[str, int] = field(default_factory=dict)
+    expected: dict[str, int] = field(default_factory=dict)
+    """Frames of each unit that was begun."""
     num_videos: int = 0
     num_ended: int = 0
     slowest: Counter[str] = field(default_factory=Counter)
@@ -134,13 +140,37 @@ class Tally:
         self.weights = {u.key: u.cost or usual for u in todo}
         for unit in todo:
             self.videos.setdefault(unit.video_id, []).append(unit.key)
+        self.units = {video_id: list(keys) for video_id, keys in self.videos.items()}
 
     def progress(self, progress: UnitProgress) -> None:
         """A unit got further; one that starts again goes back."""
         self.shares[progress.key] = progress.num_done / max(progress.num_expected, 1)
         self.frames[progress.key] = max(progress.num_done, self.frames.get(progress.key, 0))
+        self.objects[progress.key] = progress.num_objects
+        self.expected[progress.key] = progress.num_expected
         if progress.slowest:
             self.slowest[progress.slowest] += 1
+
+    def end_unit(self, key: str) -> None:
+        """A unit ended, well or not."""
+        self.shares[key] = 1.0
+        self.objects.pop(key, None)
+
+    def share_of(self, video_id: str) -> float:
+        """Of one video's units, 0..1."""
+        keys = self.units.get(video_id, [])
+        total = sum(self.weights[k] for k in keys)
+        return min(sum(self.weights[k] * self.shares.get(k, 0.0) for k in keys) / total, 1.0) if total else 0.0
+
+    def note_of(self, video_id: str) -> str:
+        """How far one video is, all its units together."""
+        keys = self.units.get(video_id, [])
+        done, objects = (sum(d.get(k, 0) for k in keys) for d in (self.frames, self.objects))
+        expected = sum(self.expected.get(k, 0) for k in keys)
+        ended = sum(self.shares.get(k, 0.0) >= 1.0 for k in keys)
+        of = f", {ended} of {len(keys)} pieces" if len(keys) > 1 else f" of {expected} frames"
+        frames = f"{done} frames{of}" if len(keys) > 1 else f"{done}{of}"
+        return f"{frames}, {objects} object{'s' if objects != 1 else ''}"
 
     def end(self, video_id: str) -> None:
         """A video ended, well or not: nothing of it is left to do."""
@@ -181,8 +211,8 @@ class LiveProgress:
         self._quiet = output.as_json
         self._tally = Tally()
         self._job: TaskID | None = None
-        self._bar: dict[str, tuple[str, TaskID]] = {}
-        """The bar and the video of each unit at hand."""
+        self._bar: dict[str, TaskID] = {}
+        """By video."""
         self._started = self._logged = time.monotonic()
 
     def __enter__(self) -> LiveProgress:
@@ -201,20 +231,23 @@ class LiveProgress:
             self._show_job()
 
     def progress(self, progress: UnitProgress) -> None:
-        """Move a unit's bar and the job's, or log a line now and then."""
+        """Move a video's bar and the job's, or log a line now and then."""
         self._tally.progress(progress)
-        if progress.key not in self._bar:
-            self._bar[progress.key] = (progress.video_id, self._bars.add_task(progress.video_id, note=""))
-        objects = f"{progress.num_objects} object{'s' if progress.num_objects != 1 else ''}"
-        frames = f"{progress.num_done} of {progress.num_expected} frames"
-        self._bars.update(
-            self._bar[progress.key][1],
-            total=progress.num_expected,
-            completed=progress.num_done,
-            note=f"{frames}, {objects}",
-        )
+        self._show_video(progress.video_id)
+        self._log(f"{progress.video_id}: {self._tally.note_of(progress.video_id)}", worth_it=progress.num_done > 0)
+
+    def unit_ended(self, report: UnitReport) -> None:
+        """A piece of a video is done; the bar of the video stays until all are."""
+        self._tally.end_unit(report.key)
+        if report.video_id in self._bar:
+            self._show_video(report.video_id)
+
+    def _show_video(self, video_id: str) -> None:
+        if video_id not in self._bar:
+            self._bar[video_id] = self._bars.add_task(video_id, total=1.0, note="")
+        tally = self._tally
+        self._bars.update(self._bar[video_id], completed=tally.share_of(video_id), note=tally.note_of(video_id))
         self._show_job()
-        self._log(f"{progress.video_id}: {frames}, {objects}", worth_it=progress.num_done > 0)
 
     def _show_job(self) -> None:
         if self._job is not None:
@@ -238,10 +271,10 @@ class LiveProgress:
             LOGGER.info("%s, %.0f%% of the work, about %s left", ended, 100 * share, left)
 
     def video_ended(self, entry: VideoEntry) -> None:
-        """Close the bars of a video that ended and say how."""
+        """Close the bar of a video that ended and say how."""
         self._tally.end(entry.video_id)
-        for key in [k for k, (video_id, _) in self._bar.items() if video_id == entry.video_id]:
-            self._bars.remove_task(self._bar.pop(key)[1])
+        if entry.video_id in self._bar:
+            self._bars.remove_task(self._bar.pop(entry.video_id))
         self._show_job()
         if not self._quiet:
             note = f": {entry.error}" if entry.error else ""

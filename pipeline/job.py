@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -31,6 +31,8 @@ from workers.units import (
     remove_units_of,
     unit_key,
 )
+
+_TELL_EVERY_S = 5.0
 
 
 class Executor(Protocol):
@@ -67,6 +69,9 @@ class ProgressListener(Protocol):
     def progress(self, progress: UnitProgress) -> None:
         """A unit got further."""
 
+    def unit_ended(self, report: UnitReport) -> None:
+        """A unit ended, well or not."""
+
     def video_ended(self, entry: VideoEntry) -> None:
         """A video is done, partial or failed; also called for those a resumed run need not repeat."""
 
@@ -79,6 +84,9 @@ class Silent:
         """Nothing."""
 
     def progress(self, progress: UnitProgress) -> None:
+        """Nothing."""
+
+    def unit_ended(self, report: UnitReport) -> None:
         """Nothing."""
 
     def video_ended(self, entry: VideoEntry) -> None:
@@ -101,6 +109,9 @@ class Job:
         self._videos: dict[str, _Video] = {}
         self._seconds: Counter[str] = Counter()
         self._num_frames = 0
+        self._frames: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        """Tracked so far, by video and unit, of the videos under way."""
+        self._told = time.monotonic()
 
     def execute(self, items: Sequence[VideoItem], listener: ProgressListener) -> Manifest:
         """Track every video that is not finished yet.
@@ -120,6 +131,7 @@ class Job:
 
     def _do(self, items: Sequence[VideoItem], listener: ProgressListener) -> None:
         todo: list[Unit] = []
+        self._run.manifest.running = {}
         for item in items:
             if self._run.finished(item.video_id) and not self._has_changed(item):
                 listener.video_ended(self._run.entry(item.video_id))
@@ -130,11 +142,31 @@ class Job:
         with closing(self._executor.run(todo, self._units)) as events:
             for event in events:
                 if isinstance(event, UnitProgress):
+                    self._frames[event.video_id][event.key] = event.num_done
                     listener.progress(event)
                 else:
                     self._seconds.update(event.timings_s)
                     self._num_frames += event.num_tracked
+                    listener.unit_ended(event)
                     self._collect(event, listener)
+                self._tell()
+
+    def _tell(self) -> None:
+        """Let the manifest say how far the videos under way are, now and then."""
+        now = time.monotonic()
+        if now - self._told < _TELL_EVERY_S:
+            return
+        self._told = now
+        self._run.manifest.running = self._running()
+        self._run.save()
+
+    def _running(self) -> dict[str, dict[str, int]]:
+        under_way = {v: video for v, video in self._videos.items() if video.reports or self._frames.get(v)}
+        return {video_id: self._progress_of(video_id, video) for video_id, video in under_way.items()}
+
+    def _progress_of(self, video_id: str, video: _Video) -> dict[str, int]:
+        frames = self._frames.get(video_id, {}) | {r.key: r.num_tracked for r in video.reports.values()}
+        return {"units_done": len(video.reports), "units": video.num_units, "frames": sum(frames.values())}
 
     def _has_changed(self, item: VideoItem) -> bool:
         """Whether a finished video's source is another one now. One that is gone is not: its rows are right."""
@@ -186,6 +218,8 @@ class Job:
         video.reports.clear()  # a job of a hundred thousand videos keeps none
 
     def _end(self, entry: VideoEntry, listener: ProgressListener) -> None:
+        self._frames.pop(entry.video_id, None)
+        self._run.manifest.running.pop(entry.video_id, None)
         self._run.end_video(entry)
         listener.video_ended(entry)
 
@@ -198,6 +232,7 @@ class Job:
                 self._collect(report, listener)
         remove_attempts(self._units)
         self._run.manifest.status = "interrupted"
+        self._run.manifest.running = self._running()
         self._run.save()
 
     def _complete(self, items: Sequence[VideoItem], seconds: float) -> Manifest:
@@ -205,6 +240,7 @@ class Job:
         order = {item.video_id: rank for rank, item in enumerate(items)}
         manifest.videos.sort(key=lambda v: order.get(v.video_id, -1))
         manifest.status = "complete"
+        manifest.running = {}
         self._account(manifest, seconds)
         self._run.save()
         finished = {v.video_id for v in manifest.videos if not has_more_to_do(v)}

@@ -23,7 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from yaml import YAMLError
 
+from configs.load import differences
 from pipeline.errors import RunError, RunExistsError, UsageError
 from pipeline.results import FrameResult
 from pipeline.types import RLE, Masklet
@@ -31,6 +33,7 @@ from pipeline.types import RLE, Masklet
 if TYPE_CHECKING:
     from pipeline.sinks import ExportReport
 
+_CHANGES_SHOWN = 8
 SCHEMA_VERSION = 1
 """Of the run folder. Readers refuse a newer one; a change that old readers would misread raises it."""
 
@@ -107,6 +110,8 @@ class Manifest:
     counts: dict[str, int] = field(default_factory=dict)
     timings_s: dict[str, float] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
+    running: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Videos under way: ``units_done`` of ``units``, and the ``frames`` of the units at hand and done."""
     schema_version: int = SCHEMA_VERSION
 
     def put(self, entry: VideoEntry) -> None:
@@ -249,7 +254,7 @@ class RunWriter:
         """
         if check_reusable(folder, resume=resume, overwrite=overwrite):
             if resume and (folder / "manifest.json").exists():
-                manifest = _continue(read_manifest(folder), manifest)
+                manifest = _continue(read_manifest(folder), manifest, _config_changes(folder, config_yaml))
             else:
                 _remove_run(folder)
         writer = cls(folder, manifest, twin)
@@ -370,7 +375,17 @@ def _remove_run(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _continue(old: Manifest, new: Manifest) -> Manifest:
+def _config_changes(folder: Path, config_yaml: str) -> str:
+    """What differs from the configuration the run was made with, as far as it can be told."""
+    try:
+        found = differences((folder / "config.yaml").read_text(encoding="utf-8"), config_yaml)
+    except (OSError, ValueError, YAMLError):
+        return ""
+    more = [f"{len(found) - _CHANGES_SHOWN} more"] if len(found) > _CHANGES_SHOWN else []
+    return ", ".join([*found[:_CHANGES_SHOWN], *more])
+
+
+def _continue(old: Manifest, new: Manifest, config_changes: str) -> Manifest:
     """The old manifest, running again; refused when the plan changed."""
     is_scripted = new.model.get("id", "").startswith("detections:")
     changed = [
@@ -383,7 +398,7 @@ def _continue(old: Manifest, new: Manifest) -> Manifest:
                 old.model.get("fingerprint"),
                 new.model.get("fingerprint"),
             ),
-            ("configuration", old.config_digest, new.config_digest),
+            (f"configuration {config_changes}".rstrip(), old.config_digest, new.config_digest),
         )
         if a != b
     ]

@@ -329,3 +329,24 @@ def test_a_file_that_cannot_be_read_fails_alone(
         patch.setattr("workers.units.open", denied, raising=False)
         manifest = job(tmp_path / "run", FakeExecutor(), Config(), resume=True).execute(items, Silent())
     assert [v.status for v in manifest.videos] == ["done"] * 3
+
+
+def test_the_manifest_tells_how_far_videos_under_way_are(
+    tmp_path: Path, items: list[VideoItem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.job._TELL_EVERY_S", 0.0)
+    run = tmp_path / "run"
+    seen: list[dict[str, dict[str, int]]] = []
+
+    class Watching(FakeExecutor):
+        def run(self, todo: Iterable[Unit], units: Path) -> Generator[UnitProgress | UnitReport]:
+            for unit in todo:
+                yield UnitProgress(unit.key, unit.video_id, 4, 30, 1)
+                seen.append(open_run(run).manifest.running)
+                yield self._do(unit, units)
+
+    manifest = job(run, Watching(), load_config(None, CHUNKED)).execute(items[:1], Silent())
+    count = len(manifest.videos[0].chunks)
+    assert [(s["a"]["units_done"], s["a"]["units"]) for s in seen] == [(i, count) for i in range(count)]
+    assert seen[0]["a"]["frames"] == 4
+    assert open_run(run).manifest.running == {}

@@ -11,7 +11,7 @@ from rich.console import Console
 from pipeline import report
 from pipeline.console import LiveProgress, Output, Tally
 from pipeline.store import Manifest, VideoEntry
-from workers.units import Unit, UnitProgress
+from workers.units import Unit, UnitProgress, UnitReport
 
 
 def unit(key: str, cost: float, video_id: str = "") -> Unit:
@@ -39,6 +39,23 @@ def test_a_unit_done_again_goes_back_and_a_video_waits_for_all_its_pieces() -> N
     tally.progress(UnitProgress("a1", "a", 8, 10, 1))
     tally.progress(UnitProgress("a1", "a", 0, 10, 0))
     assert tally.share == pytest.approx(0.5)
+
+
+def test_the_pieces_of_a_video_are_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LiveProgress(Output(as_json=False)) as progress:
+        progress.planned(2, [unit("a0", 30.0, "a"), unit("a1", 30.0, "a"), unit("a2", 60.0, "a"), unit("b", 60.0)])
+        progress.progress(UnitProgress("a0", "a", 30, 30, 1))
+        progress.unit_ended(UnitReport("a0", "a", 0, "done", num_tracked=30))
+        progress.progress(UnitProgress("a1", "a", 15, 30, 2))
+        progress.progress(UnitProgress("a2", "a", 0, 60, 3))
+        progress.progress(UnitProgress("b", "b", 20, 60, 1))
+        bars = {task.description: task for task in progress._bars.tasks}
+        assert sorted(bars) == ["0 of 2 videos", "a", "b"]
+        assert bars["a"].completed == pytest.approx(45 / 120)
+        assert bars["a"].fields["note"] == "45 frames, 1 of 3 pieces, 5 objects"
+        assert bars["b"].fields["note"] == "20 of 60 frames, 1 object"
+        progress.video_ended(VideoEntry("a", "a.mp4", "done"))
+        assert "a" not in {task.description for task in progress._bars.tasks}
 
 
 def test_units_of_unknown_cost_weigh_as_the_others() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from configs.load import load_config, to_yaml
 from pipeline.errors import RunError, RunExistsError, UsageError
 from pipeline.masks import encode
 from pipeline.results import FrameResult
@@ -82,6 +83,21 @@ def test_frames_must_ascend(tmp_path: Path) -> None:
     writer.write(result(3, [1]))
     with pytest.raises(ValueError, match="comes after"):
         writer.write(result(3, [1]))
+
+
+def test_a_changed_plan_is_told_by_its_keys(tmp_path: Path) -> None:
+    before = to_yaml(load_config(None, ["prompts=[cat]", "tracker.mode=exact", "output.rows_per_part=700"]))
+    after = to_yaml(load_config(None, ["prompts=[cat]", "tracker.mode=adaptive", "sampling.stride=3"]))
+    RunWriter.create(tmp_path / "run", manifest(), before)
+    other = manifest()
+    other.config_digest = "e"
+    with pytest.raises(UsageError) as error:
+        RunWriter.create(tmp_path / "run", other, after, resume=True)
+    told = str(error.value).partition("changed: configuration ")[2].partition(")")[0]
+    assert sorted(told.split(", ")) == ["sampling.stride: 1 -> 3", 'tracker.mode: "exact" -> "adaptive"']
+    (tmp_path / "run" / "config.yaml").write_text("[")
+    with pytest.raises(UsageError, match=r"changed: configuration\)"):
+        RunWriter.create(tmp_path / "run", other, after, resume=True)
 
 
 def write_and_fail(run: RunWriter) -> None:
