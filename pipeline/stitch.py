@@ -10,13 +10,16 @@ Everything here is a pure function of the chunks' rows: ids depend neither on wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from pipeline import masks as mask_ops
 from pipeline.results import FrameResult
@@ -101,6 +104,16 @@ class Link:
     """The first frame of the next chunk's rows that the link vouches for."""
     rival: float = 0.0
     """Confidence of the best other candidate of this kind for either end."""
+
+    @property
+    def tail(self) -> tuple[int, int]:
+        """Chunk and track that end here."""
+        return self.chunk, self.track_id
+
+    @property
+    def head(self) -> tuple[int, int]:
+        """Chunk and track that go on."""
+        return self.next_chunk, self.next_track_id
 
     @property
     def is_weak(self) -> bool:
@@ -239,6 +252,9 @@ def link(
 ) -> list[Link]:
     """One assignment over all boundaries.
 
+    Candidates that share no end with each other, even over others, cannot compete: the assignment is solved for each
+    connected group of them, which has the same best sum and takes time with the largest group only.
+
     Args:
         spans: the chunks.
         tracklets: of all chunks.
@@ -248,30 +264,52 @@ def link(
     candidates = [*_overlap_links(spans, overlaps), *_gap_links(spans, tracklets, max_gap_frames)]
     if not candidates:
         return []
-    tails = sorted({(c.chunk, c.track_id) for c in candidates})
-    heads = sorted({(c.next_chunk, c.next_track_id) for c in candidates})
+    chosen = sorted(
+        (k for group in _competing(candidates) for k in _assign(group)), key=lambda k: (k.chunk, k.track_id)
+    )
+    by_tail, by_head = _grouped(candidates, lambda c: c.tail), _grouped(candidates, lambda c: c.head)
+    return [replace(k, rival=_rival(k, [*by_tail[k.tail], *by_head[k.head]])) for k in chosen]
+
+
+def _grouped(links: Iterable[Link], end: Callable[[Link], tuple[int, int]]) -> dict[tuple[int, int], list[Link]]:
+    groups: dict[tuple[int, int], list[Link]] = {}
+    for candidate in links:
+        groups.setdefault(end(candidate), []).append(candidate)
+    return groups
+
+
+def _competing(candidates: Sequence[Link]) -> list[list[Link]]:
+    """The candidates in groups that share no end with each other."""
+    tails = {end: i for i, end in enumerate(sorted({c.tail for c in candidates}))}
+    heads = {end: i for i, end in enumerate(sorted({c.head for c in candidates}), len(tails))}
+    edges = [tails[c.tail] for c in candidates], [heads[c.head] for c in candidates]
+    size = len(tails) + len(heads)
+    _, label = connected_components(coo_matrix((np.ones(len(candidates)), edges), (size, size)), directed=False)
+    groups: dict[int, list[Link]] = {}
+    for candidate in candidates:
+        groups.setdefault(int(label[tails[candidate.tail]]), []).append(candidate)
+    return list(groups.values())
+
+
+def _assign(candidates: Sequence[Link]) -> list[Link]:
+    """Those that together vouch for most; every end is in one link at most."""
+    tails = {end: i for i, end in enumerate(sorted({c.tail for c in candidates}))}
+    heads = {end: i for i, end in enumerate(sorted({c.head for c in candidates}))}
     gain = np.zeros((len(tails), len(heads)))
     best: dict[tuple[int, int], Link] = {}
     for candidate in candidates:
-        cell = (
-            tails.index((candidate.chunk, candidate.track_id)),
-            heads.index((candidate.next_chunk, candidate.next_track_id)),
-        )
+        cell = tails[candidate.tail], heads[candidate.head]
         value = candidate.confidence + (_OVERLAP_BONUS if candidate.kind == "overlap" else 0.0)
         if value > gain[cell]:
             gain[cell], best[cell] = value, candidate
     rows, columns = linear_sum_assignment(gain, maximize=True)
-    chosen = [best[r, c] for r, c in zip(rows.tolist(), columns.tolist(), strict=True) if (r, c) in best]
-    return [replace(k, rival=_rival(k, candidates)) for k in chosen]
+    return [best[r, c] for r, c in zip(rows.tolist(), columns.tolist(), strict=True) if (r, c) in best]
 
 
-def _rival(link: Link, candidates: Sequence[Link]) -> float:
-    def is_rival(other: Link) -> bool:
-        same_tail = (other.chunk, other.track_id) == (link.chunk, link.track_id)
-        same_head = (other.next_chunk, other.next_track_id) == (link.next_chunk, link.next_track_id)
-        return other.kind == link.kind and same_tail != same_head
-
-    return max((c.confidence for c in candidates if is_rival(c)), default=0.0)
+def _rival(link: Link, others: Sequence[Link]) -> float:
+    """Of candidates that share an end with the link, the best that would take it from it."""
+    rivals = (c for c in others if c.kind == link.kind and (c.tail == link.tail) != (c.head == link.head))
+    return max((c.confidence for c in rivals), default=0.0)
 
 
 def _overlap_links(spans: Sequence[ChunkSpan], overlaps: Sequence[Mapping[tuple[int, int], float]]) -> Iterator[Link]:
@@ -284,9 +322,11 @@ def _overlap_links(spans: Sequence[ChunkSpan], overlaps: Sequence[Mapping[tuple[
 
 def _gap_links(spans: Sequence[ChunkSpan], tracklets: Sequence[Tracklet], max_gap_frames: int) -> Iterator[Link]:
     """Candidates for objects out of sight at a cut: gone before it, or not yet back after it."""
+    by_first = sorted(tracklets, key=lambda t: (t.first, t.chunk, t.track_id))
+    firsts = [t.first for t in by_first]
     for a in tracklets:
-        for b in tracklets:
-            if b.chunk <= a.chunk or b.first - a.last > max_gap_frames:
+        for b in by_first[bisect_right(firsts, a.last) : bisect_right(firsts, a.last + max_gap_frames)]:
+            if b.chunk <= a.chunk:
                 continue
             score = gap_score(a, b, max_gap_frames)
             if score >= MIN_GAP_SCORE and not _seen_together(a, b, spans):
@@ -313,23 +353,25 @@ def masklet_ids(
         numbers: filled with the masklet id of every ``(chunk, track_id)`` that came out.
     """
     before = {(k.next_chunk, k.next_track_id): (k.chunk, k.track_id) for k in links}
+    fresh = count(1)
     for span, results in zip(spans, frames, strict=True):
         for result in results:
             if span.core_start <= result.index < span.core_stop:
-                yield _renumbered(result, span.ordinal, before, numbers)
+                yield _renumbered(result, span.ordinal, before, numbers, fresh)
 
 
 def _number(
     tracklet: tuple[int, int],
     before: Mapping[tuple[int, int], tuple[int, int]],
     numbers: dict[tuple[int, int], int],
+    fresh: Iterator[int],
 ) -> int:
     """The masklet of a tracklet: its predecessor's, or the next free one."""
     if tracklet not in numbers:
         chain = [tracklet]
         while chain[-1] in before and chain[-1] not in numbers:
             chain.append(before[chain[-1]])
-        known = numbers.get(chain[-1], max(numbers.values(), default=0) + 1)
+        known = numbers[chain[-1]] if chain[-1] in numbers else next(fresh)
         numbers.update(dict.fromkeys(chain, known))
     return numbers[tracklet]
 
@@ -339,8 +381,9 @@ def _renumbered(
     chunk: int,
     before: Mapping[tuple[int, int], tuple[int, int]],
     numbers: dict[tuple[int, int], int],
+    fresh: Iterator[int],
 ) -> FrameResult:
-    ids = np.array([_number((chunk, i), before, numbers) for i in result.masklet_id.tolist()], np.int32)
+    ids = np.array([_number((chunk, i), before, numbers, fresh) for i in result.masklet_id.tolist()], np.int32)
     order = np.argsort(ids, kind="stable")
     return FrameResult(
         result.video_id,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
 from pipeline import stitch
 from pipeline.masks import boxes, encode
@@ -197,3 +198,35 @@ def test_cores_tile_the_video(ranges: list[tuple[int, int]]) -> None:
     covered = [f for s in spans for f in range(s.core_start, s.core_stop)]
     assert covered == list(range(ranges[0][0], ranges[-1][1]))
     assert all(s.start <= s.core_start < s.core_stop <= s.stop for s in spans)
+
+
+def test_groups_apart_give_the_best_of_all_together() -> None:
+    """Against one assignment over the whole matrix, and a rival looked for among all candidates."""
+    rng = np.random.default_rng(5)
+    spans = stitch.core_spans([(0, 34), (26, 60)])
+    for _ in range(20):
+        pairs = {(int(i), int(j)): float(rng.uniform(0.21, 1)) for i, j in rng.integers(0, 9, (14, 2))}
+        links = stitch.link(spans, [], [pairs], 50)
+        gain = np.zeros((9, 9))
+        for cell, iou in pairs.items():
+            gain[cell] = round(iou, 4) + 1.0
+        rows, columns = linear_sum_assignment(gain, maximize=True)
+        assert sum(k.confidence + 1.0 for k in links) == pytest.approx(gain[rows, columns].sum())
+        assert len({k.track_id for k in links}) == len({k.next_track_id for k in links}) == len(links)
+        for k in links:
+            rivals = [v for (i, j), v in pairs.items() if (i == k.track_id) != (j == k.next_track_id)]
+            assert k.rival == pytest.approx(max(rivals, default=0.0), abs=1e-4)
+
+
+def test_no_assignment_is_larger_than_what_competes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def noting(gain: np.ndarray, maximize: bool) -> object:
+        sizes.append(gain.shape)
+        return linear_sum_assignment(gain, maximize=maximize)
+
+    monkeypatch.setattr(stitch, "linear_sum_assignment", noting)
+    spans = stitch.core_spans([(20 * i, 20 * i + 24) for i in range(50)])
+    links = stitch.link(spans, [], [{(i, i): 0.9 for i in range(10)}] * 49, 50)
+    assert len(links) == 490
+    assert set(sizes) == {(1, 1)}
