@@ -197,7 +197,7 @@ class StreamService:
         """Nothing goes on from a stream that has ended; only a camera of its name numbers after it."""
         folder = self._state_folder(spec.stream_id)
         if folder is not None:
-            drop_state(folder, keep_marks=not spec.is_file)
+            self._save(lambda: drop_state(folder, keep_marks=not spec.is_file))
 
     def set_prompts(self, stream_id: str, prompts: Prompts) -> None:
         """Look for other phrases on this camera."""

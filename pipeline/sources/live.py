@@ -386,8 +386,9 @@ class LiveSource:
             self._next_index += 1
             self.counters.arrived += 1
         self.slot.put(arrival, lambda: not reader.is_abandoned)
-        if not reader.is_playlist:
-            self._rhythm.is_free(time.monotonic())
+        with self._lock:
+            if not reader.is_playlist and not reader.is_abandoned:
+                self._rhythm.is_free(time.monotonic())
 
     def _note_silence(self, at_s: float, epoch: int) -> None:
         silent_s = self._rhythm.came(at_s, epoch, was_silent=self._is_silent)
@@ -538,7 +539,8 @@ class _Reader(threading.Thread):
         for number, picture in enumerate(pictures):
             if number >= self._source.num_seen:
                 yield picture
-            self.last_sign_s = time.monotonic()
+            else:
+                self.last_sign_s = time.monotonic()
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[av.VideoFrame]:
         """Decoded frames; a packet that does not decode is passed over, many in a row are an error."""

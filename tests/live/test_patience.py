@@ -209,7 +209,7 @@ def test_the_frames_of_a_segment_are_spread_over_its_time(monkeypatch: pytest.Mo
     late_s = clock.now_s
     for k in range(100, 103):
         pace.wait(k / 10)
-    assert clock.now_s - late_s == pytest.approx(0.2 / 1.05, abs=0.01)
+    assert clock.now_s - late_s == pytest.approx(0.1 / 1.05 - 0.005, abs=0.01)  # one frame's time may be caught up
     pace.wait(9000.0)  # another clock
     assert clock.now_s - late_s < 0.3
 
