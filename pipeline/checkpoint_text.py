@@ -22,6 +22,7 @@ from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteT
 
 from pipeline.checkpoint_files import DETECTOR, Weights
 from pipeline.errors import UsageError
+from pipeline.text_folding import fold
 from pipeline.types import BoolArray, Prompts
 
 LOGGER = logging.getLogger("masklet.checkpoints")
@@ -74,6 +75,7 @@ def text_half(config: PretrainedConfig, weights: Weights) -> TextHalf:
     half.encoder.load_state_dict(weights.read(f"{DETECTOR}text_encoder.", torch.float32), strict=True, assign=True)
     half.projection.load_state_dict(weights.read(f"{DETECTOR}text_projection.", torch.float32), assign=True)
     half.encoder.eval()
+    fold(half.encoder)
     return half
 
 
