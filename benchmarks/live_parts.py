@@ -134,7 +134,7 @@ def latency(models: Models, folder: Path, seconds: float, *, latency_frames: int
     glass = Glass()
     outlet = Outlet("glass", glass, capacity=64, batch=1)
     with (
-        RtspProcess(fps=fps) as camera,
+        RtspProcess(fps=fps, seconds=120 + seconds) as camera,
         Stream([camera.url()], models, folder, more=[outlet], latency_frames=latency_frames),
     ):
         if not wait_for(lambda: len(glass.delays_ms) > 20, 90):
@@ -172,7 +172,7 @@ def equality(models: Models, folder: Path, num_frames: int) -> dict[str, Any]:
     offline_config = tiny_config(latency_frames=15)
     detector = offline_config.detector.model_copy(update={"batch_frames": 1})
     with (
-        RtspProcess(film=film) as camera,
+        RtspProcess(film=film, seconds=120 + 2 * num_frames) as camera,
         Stream([camera.url()], models, folder, latency_frames=15, drop="wait", stall_timeout_s=60) as stream,
     ):
         [name] = stream.service.stream_ids()
@@ -242,7 +242,7 @@ def cameras(
     models: Models, folder: Path, seconds: float, *, kind: str = "refuses", count: int = 8, fps: float = 5
 ) -> dict[str, Any]:
     """The rate of each of several cameras, the last of them broken in some way."""
-    with RtspProcess(cameras=count - 1, fps=fps) as server, BROKEN[kind]() as broken:
+    with RtspProcess(cameras=count - 1, fps=fps, seconds=120 + seconds) as server, BROKEN[kind]() as broken:
         urls = [*(server.url(k) for k in range(count - 1)), broken]
         with Stream(urls, models, folder, latency_frames=0) as stream:
             if not wait_for(lambda: len({r["video_id"] for r in stream.rows()}) >= count - 1, 90):

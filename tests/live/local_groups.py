@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,33 +16,32 @@ class LocalGroups:
         self.specs: list[GroupSpec] = []
         self.groups: list[CameraGroup | None] = []
         self._is_new: list[bool] = []
-        self.is_down = False
-        """While set, what was killed is not started again."""
+        self._deaths: list[Heard] = []
 
     def open(self, specs: Sequence[GroupSpec]) -> None:
         self.specs, self.groups, self._is_new = list(specs), [None] * len(specs), [True] * len(specs)
 
     def poll(self, safe: Mapping[int, int], timeout_s: float) -> list[Heard]:
-        out = []
+        out, self._deaths = self._deaths, []
         for number, group in enumerate(self.groups):
             if group is None:
-                if self.is_down:
-                    time.sleep(timeout_s)
-                    continue
                 group = self.groups[number] = CameraGroup(self.specs[number])
             out.append(Heard(number, group.take(safe.get(number, 0)), is_new=self._is_new[number]))
             self._is_new[number] = False
         return out
 
-    def kill(self, number: int) -> Heard:
+    def kill(self, number: int) -> None:
+        """End a group as a kill would: nothing is handed out or saved any more."""
         group = self.groups[number]
         assert group is not None
         group._service._deliver = lambda outputs: None  # type: ignore[method-assign]
-        group._service.run_folder = None
+        group._service.close = lambda **_: None  # type: ignore[method-assign]
         group.finish(True)
         group._thread.join(20)
+        for source in group._service.sources.values():
+            source.stop()
         self.groups[number], self._is_new[number] = None, True
-        return Heard(number, None, what="killed")
+        self._deaths.append(Heard(number, None, what="killed"))
 
     def do(self, number: int, name: str, *arguments: Any) -> Any:
         group = self.groups[number]

@@ -147,3 +147,31 @@ def test_groups_elsewhere_number_once_too(tmp_path: Path) -> None:
         check_numbers(mine)
     assert service.num_repeated == 0
     assert pq.read_table(parquet / "masklets").num_rows == len(rows(jsonl))
+
+
+def test_a_group_that_dies_goes_on_with_its_ids(tmp_path: Path) -> None:
+    jsonl = tmp_path / "rows.jsonl"
+    outlets = open_sinks([f"jsonl:{jsonl}"], capacity=500, segment_s=60, rows_per_part=1000)
+    settings = config(checkpoint_every_s=0.5, max_gap_s=60)
+    with RtspProcess() as camera:
+        cameras = tuple(GroupCamera(s) for s in parse_cameras([camera.url()]))
+        groups = LocalGroups()
+        spec = GroupSpec(settings, cameras, tmp_path / "state", load=load_fakes)
+        service = RemoteService(settings, groups, [spec], outlets)
+        stop = threading.Event()
+        thread = threading.Thread(target=service.run, args=(stop,), kwargs={"until_ended": False})
+        thread.start()
+        try:
+            assert wait_for(lambda: any(tmp_path.glob("state/*/current.json")), 30)
+            assert wait_for(more(jsonl), 30)
+            groups.kill(0)
+            assert wait_for(more(jsonl, 30), 30)
+        finally:
+            stop.set()
+            thread.join(10)
+            service.close(interrupted=False)
+    check_numbers(jsonl)
+    assert {(r["session"], r["masklet_id"]) for r in rows(jsonl)} == {(0, 1), (0, 2)}
+    details = [r["detail"] for r in lines(jsonl) if r.get("kind") == "stream_gap"]
+    assert len(details) == 1
+    assert "worker was restarted" in details[0]
