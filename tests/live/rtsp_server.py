@@ -143,6 +143,8 @@ class Film(Camera):
         for count, (units, timestamp) in enumerate(self._shots):
             self._send(units, timestamp)
             time.sleep(max(0.0, start_s + (count + 1) / self.fps - time.monotonic()))
+        # An access unit delimiter: FFmpeg's parser gives a picture once it sees the next begin.
+        self._send([bytes([9, 0xF0])], self._shots[-1][1] + round(90_000 / self.fps))
 
 
 def write_film(path: Path, num_frames: int, *, fps: int = 10, size: tuple[int, int] = (320, 192)) -> Path:
