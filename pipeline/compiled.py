@@ -15,9 +15,11 @@ _GRAPHS = 64
 the powers of two."""
 
 Backend = str | Callable[..., Any]
+COMPILER: Backend = "inductor"
+"""What ``device.compile`` compiles with."""
 
 
-def compiled(function: F, backend: Backend = "inductor", *, dynamic: bool | None = False) -> F:
+def compiled(function: F, backend: Backend = COMPILER, *, dynamic: bool | None = False) -> F:
     """``function``, compiled once per shape; with ``dynamic=None`` also once for a dimension that changes."""
     dynamo: Any = torch._dynamo  # type: ignore[attr-defined]
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _GRAPHS)

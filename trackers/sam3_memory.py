@@ -8,6 +8,7 @@ state whose size depends on the number of live objects only.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -61,6 +62,7 @@ class Sam3MemoryTracker:
         features: the shared ViT's ``last_hidden_state`` of a frame, ``(1, tokens, C)``, on the same device.
         config: heuristics.
         session: see :class:`pipeline.types.FrameTracks`.
+        keeps_looks: whether :meth:`appearances` will be asked for; adaptive mode needs looks itself.
 
     Frames that arrive are consecutive to the tracker, whatever their ``index``. Ids start at 1.
     """
@@ -73,10 +75,13 @@ class Sam3MemoryTracker:
         *,
         stream_id: str,
         session: int = 0,
+        keeps_looks: bool = True,
     ) -> None:
         self._config, self._features = config, features
+        self._keeps_looks = keeps_looks or config.mode == "adaptive"
         self._stream_id, self._session = stream_id, session
-        self._heads = SamHeads(parts.neck, parts.model)
+        compiled = getattr(parts, "heads", None)
+        self._heads = SamHeads(parts.neck, parts.model) if compiled is None else copy.copy(compiled)
         model = parts.model.config
         self._bank = MemoryBank(
             model.num_maskmem - 1, model.max_cond_frame_num, model.max_object_pointers_in_encoder - 1
@@ -85,7 +90,7 @@ class Sam3MemoryTracker:
         self._gallery = Gallery()
         self._step = 0
         self.counters: Counter[str] = Counter()
-        """What was dropped: ``over_budget``, ``nonfinite_detections``, ``nonfinite_objects``; and adaptive's own."""
+        """What was dropped: ``over_budget``, ``nonfinite_detections``, ``non_finite`` (objects); adaptive's own."""
         self._adaptive: Adaptive | None = None
         if config.mode == "adaptive":
             self._adaptive = Adaptive(self._heads, self._bank, self._lifecycle, self._gallery, config, self.counters)
@@ -113,7 +118,7 @@ class Sam3MemoryTracker:
         evidence = self._evidence(tracked, found, det_logits, detector_ran=detections is not None)
         ids, prompts = self._lifecycle.track_ids, self._lifecycle.prompt_ids
         plan = self._lifecycle.plan(self._step, evidence)
-        self._count(plan)
+        self._count(plan, ids)
         shown = tracked.logits
         if vision is not None:
             shown = self._update(vision, tracked, prompts, det_logits, plan)
@@ -122,7 +127,7 @@ class Sam3MemoryTracker:
             vision = vision or self._heads.vision(hidden)
             memory, pointer = self._heads.begin(vision, det_logits[plan.new] > 0)
             self._bank.append(self._step, memory, pointer)
-        if hidden is not None:
+        if hidden is not None and self._keeps_looks:
             self._look(FrameLooks(hidden, frame.image, self._heads.mask_size), plan, shown, det_logits)
         self._step += 1
         return self._outcome(plan, ids[plan.withdrawn], evidence, shown, det_logits)
@@ -136,8 +141,9 @@ class Sam3MemoryTracker:
             return self._nobody()
         hidden = self._features(frame)
         looks = FrameLooks(hidden, frame.image, self._heads.mask_size)
+        ids = self._lifecycle.track_ids
         low, plan = adaptive.advance(self._step, hidden, looks, found, det_logits, detector_ran=detector_ran)
-        self._count(plan)
+        self._count(plan, ids)
         self._step += 1
         return low
 
@@ -197,12 +203,19 @@ class Sam3MemoryTracker:
             detector_ran=detector_ran,
         )
 
-    def _count(self, plan: UpdatePlan) -> None:
+    def _count(self, plan: UpdatePlan, ids: Int64Array) -> None:
+        """Count what the plan drops of the objects ``ids``; say so the first time."""
         if plan.num_refused and not self.counters["over_budget"]:
             LOGGER.warning(
                 "%s: more than %d objects (tracker.max_objects): the best-scoring are kept, the rest is counted",
                 self._stream_id,
                 self._config.max_objects,
+            )
+        if plan.broken.any() and not self.counters["non_finite"]:
+            LOGGER.warning(
+                "%s: the model returned NaN or infinity for object %s: dropped, and counted from now on",
+                self._stream_id,
+                ", ".join(map(str, ids[plan.broken].tolist())),
             )
         # Adding zero would create the key.
         self.counters.update({k: v for k, v in _drops(plan).items() if v})
@@ -236,8 +249,10 @@ class Sam3MemoryTracker:
         """Mean look so far of these objects, ``(n, d)`` unit vectors; see :mod:`trackers.appearance`.
 
         Known from an object's first row until it is withdrawn, forgotten or ended; zero for any other id. The cosine
-        of two looks tells different things from the same one.
+        of two looks tells different things from the same one. Without ``keeps_looks`` nothing is known, ``(n, 0)``.
         """
+        if not self._keeps_looks:
+            return np.zeros((len(track_ids), 0), np.float32)
         row_of = {int(track_id): row for row, track_id in enumerate(self._lifecycle.track_ids)}
         found = np.zeros((len(track_ids), self._gallery.looks.shape[1]), np.float32)
         known = [i for i, track_id in enumerate(track_ids) if int(track_id) in row_of]
@@ -273,7 +288,8 @@ class Sam3MemoryTracker:
         """Stop following these objects: their memories go, nothing else changes."""
         stays = self._lifecycle.forget(track_ids)
         self._bank.keep(stays)
-        self._gallery.keep(stays)
+        if self._keeps_looks:
+            self._gallery.keep(stays)
         if self._adaptive is not None:
             self._adaptive.keep(stays)
 
@@ -309,7 +325,9 @@ class Sam3MemoryTracker:
         self._stream_id, self._session, self._step = state["stream_id"], state["session"], state["step"]
         self._lifecycle.load_state(state["lifecycle"])
         self._bank.load_tensors(tensors)
-        self._gallery.looks = tensors["looks"]
+        self._gallery.looks = tensors["looks"] if self._keeps_looks else torch.zeros(0, 0)
+        # A state that was written without looks goes on without.
+        self._keeps_looks &= len(self._gallery.looks) == len(self._bank)
         if self._adaptive is not None:
             own = {name.removeprefix(_PREFIX): t for name, t in tensors.items() if name.startswith(_PREFIX)}
             self._adaptive.load_tensors(own)
@@ -318,4 +336,4 @@ class Sam3MemoryTracker:
 
 
 def _drops(plan: UpdatePlan) -> dict[str, int]:
-    return {"over_budget": plan.num_refused, "nonfinite_objects": int(plan.broken.sum())}
+    return {"over_budget": plan.num_refused, "non_finite": int(plan.broken.sum())}

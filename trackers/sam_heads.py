@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.compiled import COMPILER, Backend, bucket, compiled, padded
 from pipeline.device_memory import with_smaller_batches
 from pipeline.telemetry import LOGGER
 from pipeline.types import Int64Array
@@ -23,7 +24,11 @@ from trackers.memory_bank import MemoryBank, Reading
 T = TypeVar("T")
 
 _BUDGET_BYTES = 2**31
-"""Working memory of one batch of memory attention."""
+"""Working memory of one batch of memory attention, where nobody says how much is free."""
+_FREE_SHARE = 0.25
+"""... and this part of a CUDA device's free memory."""
+_COPIES = 8
+"""Keys, rotated keys (in float32), values and their copies, in sizes of one object's keys."""
 _CPU_BUDGET_BYTES = 2**26
 """The same on a CPU, where what fits into its caches is faster: 64 objects in slices take four fifths of the time."""
 _CACHED_SCORES_BYTES = 2**23
@@ -56,6 +61,15 @@ class Decoded:
     """``(N, C)``"""
 
 
+@dataclass(frozen=True, slots=True)
+class CompiledParts:
+    """A checkpoint's parts with heads that were compiled once, for the trackers of all streams."""
+
+    neck: Any
+    model: Any
+    heads: SamHeads
+
+
 class SamHeads:
     """The tracker's networks around precomputed constants.
 
@@ -66,8 +80,15 @@ class SamHeads:
 
     def __init__(self, neck: Any, model: Any) -> None:
         self._neck, self._model, self._config = neck, model, model.config
-        on_cpu = model.no_memory_embedding.device.type == "cpu"
-        self.budget_bytes = _CPU_BUDGET_BYTES if on_cpu else _BUDGET_BYTES
+        weight = model.no_memory_embedding
+        self.budget_bytes = _budget_bytes(weight.device)
+        self.one_by_one: bool = weight.device.type == "cpu" and weight.dtype == torch.float32
+        """Whether objects read their memories one after another, in the cache of a CPU, or in one batch."""
+        self.written_out_bytes = _CACHED_SCORES_BYTES
+        """Size of one object's attention scores up to which reading one by one writes them out."""
+        self._is_compiled = False
+        self._found: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._find
+        self._remembered: Callable[[Tensor, Tensor], Tensor] = self._remember
         grid = model.prompt_encoder.image_embedding_size
         self._grid = (int(grid[0]), int(grid[1]))
         self._constants()
@@ -95,6 +116,21 @@ class SamHeads:
         # Each angle stands twice, for the two halves of a pair.
         self._turns = torch.complex(cos[0, :, ::2].float(), sin[0, :, ::2].float())
 
+    def compile(self, backend: Backend = COMPILER) -> SamHeads:
+        """Compile propagation and memory encoding; batches of objects are padded to a few sizes.
+
+        How much is remembered changes with every frame at first: it is a dynamic dimension. Copies of the heads
+        (``copy.copy``) share what is compiled.
+        """
+        self._is_compiled, self.one_by_one = True, False
+        self._found = compiled(self._find, backend, dynamic=None)
+        self._remembered = compiled(self._remember, backend)
+        return self
+
+    def _size(self, count: int) -> int:
+        """Rows of a batch for so many objects."""
+        return bucket(count, max(count, self.max_rows)) if self._is_compiled and count else count
+
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
@@ -116,7 +152,7 @@ class SamHeads:
         """Working memory of one object: keys, values and their copies dominate."""
         config = self._config
         frames = config.num_maskmem - 1 + config.max_cond_frame_num
-        return int(frames * self._coarse_position.numel() * 4 * 8)
+        return int(frames * self._coarse_position.numel() * self._coarse_position.element_size() * _COPIES)
 
     @property
     def _several(self) -> bool:
@@ -155,18 +191,42 @@ class SamHeads:
     def _propagate(self, vision: Vision, readings: Iterable[Reading]) -> Decoded:
         parts, rows = [], []
         for reading in readings:
-            parts.append(self._decode(vision, self._attend(vision, reading), self._no_mask, self._several))
+            parts.append(self._read(vision, reading))
             rows.append(reading.rows)
         order = np.argsort(np.concatenate(rows), kind="stable")
         at = torch.from_numpy(order).to(vision.coarse.device)
         together = [torch.cat([getattr(part, name) for part in parts])[at] for name in Decoded.__slots__]
         return Decoded(*together)
 
-    def _attend(self, vision: Vision, reading: Reading) -> Tensor:
+    def _read(self, vision: Vision, reading: Reading) -> Decoded:
+        """The objects of one reading, in its order."""
+        count, device = len(reading.rows), self.device
+        ages = (torch.from_numpy(age).to(device) for age in (reading.memory_age, reading.pointer_age))
+        memory_age, pointer_age = ages
+        given = (reading.memory, memory_age, reading.pointer, pointer_age)
+        size = self._size(count)
+        found = self._found(vision.fine, vision.middle, vision.coarse, *(padded(part, size) for part in given))
+        return Decoded(*(part[:count] for part in found))
+
+    def _find(
+        self,
+        fine: Tensor,
+        middle: Tensor,
+        coarse: Tensor,
+        memory: Tensor,
+        memory_age: Tensor,
+        pointer: Tensor,
+        pointer_age: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The columns of :class:`Decoded`; see :class:`trackers.memory_bank.Reading` for what is given."""
+        tokens, position, num_pointers = self._memory_tokens(memory, memory_age, pointer, pointer_age)
+        features = self._attend(coarse, tokens, position, num_pointers)
+        return self._decode(fine, middle, features, self._no_mask, self._several)
+
+    def _attend(self, coarse: Tensor, memory: Tensor, position: Tensor, num_pointers: int) -> Tensor:
         """Memory-conditioned features ``(G, C, h, w)`` (SAM2, section 4: memory attention)."""
-        memory, position, num_pointers = self._memory_tokens(reading)
         # The first self-attention sees the frame only: all objects share it.
-        x = vision.coarse.flatten(2).transpose(1, 2) + 0.1 * self._coarse_position
+        x = coarse.flatten(2).transpose(1, 2) + 0.1 * self._coarse_position
         for layer in self._model.memory_attention.layers:
             x = x + self._self_attention(layer, x)
             x = x + self._cross_attention(layer, x, position, memory, num_pointers)
@@ -174,24 +234,24 @@ class SamHeads:
         x = self._model.memory_attention.layer_norm(x)
         return _to_map(x, self._grid)
 
-    def _memory_tokens(self, reading: Reading) -> tuple[Tensor, Tensor, int]:
+    def _memory_tokens(
+        self, memory: Tensor, memory_age: Tensor, pointer: Tensor, pointer_age: Tensor
+    ) -> tuple[Tensor, Tensor, int]:
         """Tokens ``(G, K, 64)``, their positions (same shape), and how many of the last are pointers."""
-        model, dtype, device = self._model, self._coarse_position.dtype, self._coarse_position.device
-        memory = reading.memory.to(dtype)
+        model, dtype = self._model, self._coarse_position.dtype
+        memory = memory.to(dtype)
         # Age 1 is row 0; a conditioning frame (age 0) takes the last row.
-        age = torch.from_numpy(reading.memory_age - 1).to(device)
-        temporal = model.memory_temporal_positional_encoding[:, 0, 0][age]
+        temporal = model.memory_temporal_positional_encoding[:, 0, 0][memory_age - 1]
         position = self._memory_position[:, None] + temporal[:, :, None]
         splits = model.hidden_dim // model.mem_dim
-        pointer = reading.pointer.to(dtype).unflatten(2, (splits, model.mem_dim)).flatten(1, 2)
-        pointer_position = self._pointer_position(reading).repeat_interleave(splits, dim=1)
+        pointer = pointer.to(dtype).unflatten(2, (splits, model.mem_dim)).flatten(1, 2)
+        pointer_position = self._pointer_position(pointer_age.float()).repeat_interleave(splits, dim=1)
         tokens = torch.cat([memory.flatten(1, 2), pointer], dim=1)
         return tokens, torch.cat([position.flatten(1, 2), pointer_position], dim=1), int(pointer.shape[1])
 
-    def _pointer_position(self, reading: Reading) -> Tensor:
-        """``(G, P, 64)`` sine encoding of how many frames ago a pointer is from."""
+    def _pointer_position(self, age: Tensor) -> Tensor:
+        """``(G, P, 64)`` sine encoding of how many frames ago ``(G, P)`` a pointer is from."""
         model, reference = self._model, self._coarse_position
-        age = torch.from_numpy(reading.pointer_age).to(reference.device, torch.float32)
         if not self._config.enable_temporal_pos_encoding_for_object_pointers:
             return torch.zeros(*age.shape, model.mem_dim, dtype=reference.dtype, device=reference.device)
         sine = _sine_encoding(age / (self._config.max_object_pointers_in_encoder - 1), model.hidden_dim)
@@ -207,7 +267,7 @@ class SamHeads:
         attention, count = layer.cross_attn_image, len(memory)
         query = self._rotate(_heads(attention.q_proj(layer.layer_norm2(x)), attention)).expand(count, -1, -1, -1)
         spatial = memory.shape[1] - num_pointers
-        if memory.device.type == "cpu" and memory.dtype == torch.float32:
+        if self.one_by_one:
             return self._read_one_by_one(attention, query, position, memory, spatial)
         key = _heads(attention.k_proj(memory + position), attention)
         key = torch.cat([self._rotate(key[:, :, :spatial]), key[:, :, spatial:]], dim=2)
@@ -221,7 +281,7 @@ class SamHeads:
         itself, half or a quarter as wide as the values: weights sum to one, so projecting afterwards is the same.
         """
         heads, num_queries, width = query.shape[1:]
-        small = heads * num_queries * memory.shape[1] * memory.element_size() <= _CACHED_SCORES_BYTES
+        small = heads * num_queries * memory.shape[1] * memory.element_size() <= self.written_out_bytes
         turns = self._turns[:, None]
         out = []
         for q, p, m in zip(query, position, memory, strict=True):
@@ -247,8 +307,14 @@ class SamHeads:
         rotated: Tensor = torch.view_as_real(pairs * turns).flatten(-2).flatten(2, 3).to(x.dtype)
         return rotated
 
-    def _decode(self, vision: Vision, features: Tensor, mask_prompt: Tensor, several: bool) -> Decoded:
-        """SAM's mask decoder without points: its single mask, or the best of ``several`` by predicted IoU."""
+    def _decode(
+        self, fine: Tensor, middle: Tensor, features: Tensor, mask_prompt: Tensor, several: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """SAM's mask decoder without points: its single mask, or the best of ``several`` by predicted IoU.
+
+        Returns:
+            The columns of :class:`Decoded`.
+        """
         count = len(features)
         masks, iou, tokens, object_logit = self._model.mask_decoder(
             image_embeddings=features,
@@ -256,14 +322,14 @@ class SamHeads:
             sparse_prompt_embeddings=self._no_points.expand(count, -1, -1, -1),
             dense_prompt_embeddings=mask_prompt,
             multimask_output=several,
-            high_resolution_features=[vision.fine, vision.middle],
+            high_resolution_features=[fine, middle],
         )
         rows, best = torch.arange(count, device=features.device), iou[:, 0].argmax(-1)
         logit = object_logit[:, 0, 0].float()
         present = logit > 0
         logits = torch.where(present[:, None, None], masks[rows, 0, best].float(), NO_OBJECT_LOGIT)
         pointer = self._model.object_pointer_proj(tokens[rows, 0, best])
-        return Decoded(logits, logit, torch.where(present[:, None], pointer, self._model.no_object_pointer))
+        return logits, logit, torch.where(present[:, None], pointer, self._model.no_object_pointer)
 
     def begin(self, vision: Vision, masks: Tensor) -> tuple[Tensor, Tensor]:
         """First memory ``(K, S, 64)`` and pointer ``(K, C)`` of new objects from binary masks ``(K, 4h, 4w)``.
@@ -281,37 +347,51 @@ class SamHeads:
         prompt = model.mask_downsample(soft.to(dtype))
         prompt = _resize(prompt.float(), model.prompt_encoder.mask_input_size).to(dtype)
         features = vision.coarse.expand(len(masks), -1, -1, -1)
-        decoded = self._decode(vision, features, model.prompt_encoder.mask_embed(prompt), several=True)
+        embedded = model.prompt_encoder.mask_embed(prompt)
+        found = self._decode(vision.fine, vision.middle, features, embedded, several=True)[2]
         visible = masks.flatten(1).any(1)
-        pointer = torch.where(visible[:, None], decoded.pointer, model.no_object_pointer)
+        pointer = torch.where(visible[:, None], found, model.no_object_pointer)
         inside = _resize(soft * 20 - 10, self._memory_side) > 0
-        return self._encode(vision, inside.to(dtype), visible), pointer
+        return self._encode(vision.coarse, inside.to(dtype), visible), pointer
 
     def remember(self, vision: Vision, logits: Tensor) -> Tensor:
         """Memory ``(M, S, 64)`` of mask logits ``(M, 4h, 4w)``; one without a positive pixel is absent."""
-        return self._fitting(
-            lambda size: torch.cat([self._remember(vision, part) for part in logits.split(size)]), len(logits)
-        )
 
-    def _remember(self, vision: Vision, logits: Tensor) -> Tensor:
-        enlarged = _resize(logits[:, None].float(), self._memory_side).to(vision.coarse.dtype)
-        return self._encode(vision, torch.sigmoid(enlarged), (logits > 0).flatten(1).any(1))
+        def batch(part: Tensor) -> Tensor:
+            return self._remembered(vision.coarse, padded(part, self._size(len(part))))[: len(part)]
+
+        return self._fitting(lambda size: torch.cat([batch(part) for part in logits.split(size)]), len(logits))
+
+    def _remember(self, coarse: Tensor, logits: Tensor) -> Tensor:
+        enlarged = _resize(logits[:, None].float(), self._memory_side).to(coarse.dtype)
+        return self._encode(coarse, torch.sigmoid(enlarged), (logits > 0).flatten(1).any(1))
 
     @property
     def _memory_side(self) -> tuple[int, int]:
         height, width = self._model.prompt_encoder.mask_input_size
         return 4 * height, 4 * width
 
-    def _encode(self, vision: Vision, inside: Tensor, present: Tensor) -> Tensor:
+    def _encode(self, coarse: Tensor, inside: Tensor, present: Tensor) -> Tensor:
         """Memory encoder on mask probabilities ``(N, 1, H, W)``, kept as bfloat16 like both references do."""
         config = self._config
         scaled = inside * config.sigmoid_scale_for_mem_enc + config.sigmoid_bias_for_mem_enc
-        features, _ = self._model.memory_encoder(vision.coarse, scaled)
+        features, _ = self._model.memory_encoder(coarse, scaled)
         absent = self._model.occlusion_spatial_embedding_parameter
         if absent is not None:
             features = features + (~present).to(features.dtype)[:, None, None, None] * absent[..., None, None]
         memory: Tensor = features.to(torch.bfloat16).flatten(2).transpose(1, 2)
         return memory
+
+
+def _budget_bytes(device: torch.device) -> int:
+    """Working memory of one batch: a share of what is free, or what fits into a CPU's caches."""
+    if device.type == "cpu":
+        return _CPU_BUDGET_BYTES
+    if device.type != "cuda":
+        return _BUDGET_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(_FREE_SHARE * (free + idle))
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -62,10 +62,16 @@ class GpuWorker:
         other.times, other.counters = StageTimes(), {}
         return other
 
-    def begin(self, video_id: str, source_size: tuple[int, int]) -> VideoState:
-        """The state of a video before its first frame."""
+    def begin(self, video_id: str, source_size: tuple[int, int], *, keeps_looks: bool | None = None) -> VideoState:
+        """The state of a video, or of a piece of one, before its first frame.
+
+        ``keeps_looks``: whether its looks will be saved; ``None``: if the configuration has pieces that are stitched.
+        """
+        if keeps_looks is None:
+            keeps_looks = self._config.chunk.length is not None and self._config.chunk.mode == "parallel"
         buffer = ReleaseBuffer(self._config.tracker.hotstart_delay_frames)
-        return VideoState(self._make_tracker(video_id), buffer, MaskletNumbering(video_id, self._prompts, source_size))
+        numbering = MaskletNumbering(video_id, self._prompts, source_size)
+        return VideoState(self._make_tracker(video_id, keeps_looks), buffer, numbering, keeps_looks=keeps_looks)
 
     def follow(
         self, frames: Iterable[Frame], state: VideoState, after_frame: Callable[[int], None] | None = None
@@ -84,8 +90,10 @@ class GpuWorker:
             return self._joint.detect(frames, self._prompts, self.times)
         return flow.detect(frames, self._detector, self._prompts, self._config.detector.batch_frames, self.times)
 
-    def _make_tracker(self, video_id: str) -> Tracker:
-        return make_tracker(self._config, self._tracker_class, self._detector, self._parts, video_id)
+    def _make_tracker(self, video_id: str, keeps_looks: bool) -> Tracker:
+        return make_tracker(
+            self._config, self._tracker_class, self._detector, self._parts, video_id, keeps_looks=keeps_looks
+        )
 
 
 def _noted(
@@ -99,14 +107,26 @@ def _noted(
 
 
 def make_tracker(
-    config: Config, tracker_class: Any, detector: Detector, parts: Any, stream_id: str, session: int = 0
+    config: Config,
+    tracker_class: Any,
+    detector: Detector,
+    parts: Any,
+    stream_id: str,
+    session: int = 0,
+    *,
+    keeps_looks: bool = False,
 ) -> Tracker:
-    """A fresh tracker for one stream; ``parts`` are the model's, ``None`` for a tracker that needs none."""
+    """A fresh tracker for one stream; ``parts`` are the model's, ``None`` for a tracker that needs none.
+
+    ``keeps_looks``: it will be asked what its objects look like.
+    """
     if parts is None:
         made: Tracker = tracker_class(config.tracker, stream_id=stream_id, session=session)
     else:
         features = getattr(detector, "features")  # noqa: B009 - only the SAM3 detector has them
-        made = tracker_class(parts, features, config.tracker, stream_id=stream_id, session=session)
+        made = tracker_class(
+            parts, features, config.tracker, stream_id=stream_id, session=session, keeps_looks=keeps_looks
+        )
     return made
 
 
@@ -129,7 +149,9 @@ def load_models(config: Config) -> tuple[Detector, Any]:
     if config.detector.detections is not None:
         return _scripted(config), None
     from pipeline.checkpoints import open_checkpoint
+    from pipeline.compiled import COMPILER
     from pipeline.detectors.sam3_litetext import Sam3LiteTextDetector
+    from trackers.sam_heads import CompiledParts, SamHeads
     from workers.devices import prepare_device
 
     device, dtype = prepare_device(config.device)
@@ -139,11 +161,14 @@ def load_models(config: Config) -> tuple[Detector, Any]:
         config.detector,
         device=device,
         dtype=dtype,
-        compile_encoder=config.device.compile,
+        compile_with=COMPILER if config.device.compile else None,
         num_streams=config.worker.streams_per_device,
     )
     needs_memory = config.tracker.name == "sam3_memory"
-    return detector, checkpoint.load_tracker(device, dtype) if needs_memory else None
+    parts = checkpoint.load_tracker(device, dtype) if needs_memory else None
+    if parts is not None and config.device.compile:
+        return detector, CompiledParts(parts.neck, parts.model, SamHeads(parts.neck, parts.model).compile(COMPILER))
+    return detector, parts
 
 
 def _scripted(config: Config) -> Detector:

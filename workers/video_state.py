@@ -24,11 +24,14 @@ class VideoState:
         tracker: fresh, or restored with :meth:`restore`.
         buffer: the frames on probation.
         numbering: masklet ids so far.
+        keeps_looks: note how objects look; they are kept to the end, so only for a piece that is to be stitched.
     """
 
-    def __init__(self, tracker: Tracker, buffer: ReleaseBuffer, numbering: MaskletNumbering) -> None:
+    def __init__(
+        self, tracker: Tracker, buffer: ReleaseBuffer, numbering: MaskletNumbering, *, keeps_looks: bool = True
+    ) -> None:
         self.tracker, self.buffer, self.numbering = tracker, buffer, numbering
-        self.looks = Looks(tracker)
+        self.looks = Looks(tracker if keeps_looks else None)
 
     @property
     def counters(self) -> dict[str, int]:
@@ -61,10 +64,10 @@ class VideoState:
 class Looks:
     """How every object looked when it came and when it was last seen, for the tracker to be asked while it knows.
 
-    A tracker without ``appearances(track_ids) -> float32 (n, d)`` gives none.
+    A tracker without ``appearances(track_ids) -> float32 (n, d)`` gives none, nor does ``None``.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: Tracker | None) -> None:
         self._appearances = getattr(tracker, "appearances", None)
         self._sights: dict[int, int] = {}
         self._step = 0

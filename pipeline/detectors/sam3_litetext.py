@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from configs.schema import DetectorConfig
 from pipeline.checkpoints import Checkpoint
+from pipeline.compiled import Backend
 from pipeline.detectors.sam3_network import Decoded, Sam3Network
 from pipeline.device_memory import with_smaller_batches
 from pipeline.errors import UsageError
@@ -38,7 +39,14 @@ def to_pixels(images: Sequence[UInt8Array], size: int, device: torch.device | st
     Resizing happens on the CPU, where the processor does it too (CUDA rounds differently); a decode worker ships
     frames that have the size already. The rest happens on the device.
     """
-    return _normalise(torch.stack([_resized(i, size) for i in images]).to(device))
+    return _normalise(_uploaded(torch.stack([_resized(i, size) for i in images]), torch.device(device)))
+
+
+def _uploaded(pixels: Tensor, device: torch.device) -> Tensor:
+    """On the device; CUDA copies from pinned memory while the host goes on, and keeps it until the copy is done."""
+    if device.type != "cuda":
+        return pixels.to(device)
+    return pixels.pin_memory().to(device, non_blocking=True)
 
 
 def _resized(image: UInt8Array, size: int) -> Tensor:
@@ -116,7 +124,7 @@ class Sam3LiteTextDetector:
         config: thresholds and batch size.
         device: where to run.
         dtype: of the large layers; boxes and scores stay float32.
-        compile_encoder: ``torch.compile`` the image encoder, by far the largest part.
+        compile_with: a backend of ``torch.compile`` for image encoder and DETR; ``None``: they are not compiled.
         num_streams: whose frames come in turns; so many more are remembered for their trackers.
     """
 
@@ -127,13 +135,13 @@ class Sam3LiteTextDetector:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         *,
-        compile_encoder: bool = False,
+        compile_with: Backend | None = None,
         num_streams: int = 1,
     ) -> None:
         self._config, self.device = config, torch.device(device)
         self._network = Sam3Network(checkpoint.load_detector(device, dtype))
-        if compile_encoder:
-            self._network.backbone.compile()
+        if compile_with is not None:
+            self._network.compile(config.batch_frames, _PAIRS_PER_CALL, compile_with)
         self.image_size = checkpoint.image_size
         """Side of the square model input, pixels."""
         self._pairs_per_call, self._max_pairs = _PAIRS_PER_CALL, 1 << 30

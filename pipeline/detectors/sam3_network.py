@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy, inverse_sigmoid
 
+from pipeline.compiled import COMPILER, Backend, bucket, compiled, padded
+
 _MASK_PAIRS = 8
 """(frame, phrase) pairs whose pixel features exist at once: about 250 MB each in bfloat16 at 1008 px."""
 
@@ -65,6 +67,8 @@ class Sam3Network:
         """Whether what rounds by the size of its batch is done one by one. On a CPU these are the neck, the pixel
         decoder and the small heads (the encoder and DETR's layers do not); all lose nothing by it, and a frame's
         result does not depend on what else was in its batch."""
+        self._batches: tuple[int, int] | None = None
+        self._decoded: Callable[..., tuple[Tensor, ...]] = self._decode_pairs
         # Small and precise: bfloat16 would round boxes to a percent of the picture, and scores to half a percent.
         for head in (
             decoder.output_layer_norm,
@@ -79,10 +83,18 @@ class Sam3Network:
         ):
             head.float()
 
+    def compile(self, most_frames: int, most_pairs: int, backend: Backend = COMPILER) -> None:
+        """Compile the image encoder and DETR for batches up to these sizes, padded to a few shapes."""
+        self._batches, self.row_by_row = (most_frames, most_pairs), False
+        self.backbone.compile(backend=backend, dynamic=False)
+        self._decoded = compiled(self._decode_pairs, backend)
+
     def encode(self, pixels: Tensor) -> Tensor:
         """Normalised pixels ``(F, 3, S, S)`` to the image encoder's last hidden state ``(F, tokens, C)``."""
-        state: Tensor = self.backbone(pixels.to(self.dtype)).last_hidden_state
-        return state
+        count = len(pixels)
+        size = count if self._batches is None else bucket(count, max(count, self._batches[0]))
+        state: Tensor = self.backbone(padded(pixels.to(self.dtype), size)).last_hidden_state
+        return state[:count]
 
     def coarse(self, states: Tensor) -> Tensor:
         """The neck's level at the encoder's own resolution, ``(F, C, h, w)``: all that DETR needs."""
@@ -103,6 +115,13 @@ class Sam3Network:
             text: ``(B, L, C)`` prompt tokens.
             mask: ``(B, L)`` bool, true for tokens to attend to.
         """
+        count = len(coarse)
+        size = count if self._batches is None else bucket(count, max(count, self._batches[1]))
+        given = (padded(part, size) for part in (coarse, text, mask))
+        return Decoded(*(part[:count] for part in self._decoded(*given)))
+
+    def _decode_pairs(self, coarse: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """The columns of :class:`Decoded`."""
         batch, _, height, width = coarse.shape
         text_bias = torch.where(mask, 0.0, torch.finfo(self.dtype).min).to(self.dtype)[:, None, None]
         tokens = text.to(self.dtype)
@@ -112,7 +131,7 @@ class Sam3Network:
             memory = layer(memory, prompt_feats=tokens, vision_pos_encoding=position, prompt_cross_attn_mask=text_bias)
         queries, boxes, presence = self._decode(memory, position, tokens, text_bias, (height, width))
         logits = self._each(lambda q, t, m: self._scoring(q[None], t, m)[0].squeeze(-1), queries, text.float(), mask)
-        return Decoded(memory, queries, box_cxcywh_to_xyxy(boxes), logits, presence)
+        return memory, queries, box_cxcywh_to_xyxy(boxes), logits, presence
 
     def _decode(
         self, memory: Tensor, position: Tensor, tokens: Tensor, text_bias: Tensor, size: tuple[int, int]

@@ -19,8 +19,9 @@ from pipeline.errors import RunError
 from pipeline.types import Detections, Frame, FrameTracks
 from tests import tinyconf
 from tests.scenes import Scene, make_scene
+from trackers import sam_heads
 from trackers.sam3_memory import Sam3MemoryTracker
-from trackers.sam_heads import fuse_neck
+from trackers.sam_heads import SamHeads, fuse_neck
 
 SIDE, LOW = 112, 32
 SIZE = (60, 80)
@@ -135,10 +136,15 @@ def test_no_state_to_restore(parts: Parts, tmp_path: Path) -> None:
         tracker(parts).restore(tmp_path)
 
 
-def test_all_objects_at_once_equal_one_by_one(parts: Parts) -> None:
-    """Objects of different ages and with different numbers of conditioning frames."""
+@pytest.mark.parametrize("path", ["batched", "one by one, scores written out", "one by one, blockwise"])
+def test_all_objects_at_once_equal_one_by_one(parts: Parts, path: str) -> None:
+    """Objects of different ages and with different numbers of conditioning frames, by every way to read a memory."""
     together, alone = (tracker(parts, recondition_every_frames=3) for _ in range(2))
     alone._heads.budget_bytes = 1
+    assert alone._heads.one_by_one, "the default on a CPU"
+    together._heads.budget_bytes = 2**31
+    together._heads.one_by_one = path != "batched"
+    together._heads.written_out_bytes = 2**31 if "written out" in path else 0
     scene = make_scene(9, num_actors=7, num_frames=14, num_prompts=2)
     most = 0
     for t in range(14):
@@ -204,6 +210,36 @@ def test_a_detection_with_a_broken_value_is_dropped_and_counted(parts: Parts) ->
     assert made.counters["nonfinite_detections"] == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_cuda_a_batch_takes_a_share_of_what_is_free(
+    parts: Parts, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 * 2**30, 80 * 2**30))
+    assert sam_heads._budget_bytes(torch.device("cuda")) == 2 * 2**30
+    assert sam_heads._budget_bytes(torch.device("cpu")) == 2**26
+    heads = SamHeads(parts.neck, copy.deepcopy(parts.model).to(dtype))
+    per_object = 10 * (SIDE // 14) ** 2 * 128 * dtype.itemsize * 8
+    heads.budget_bytes = 5 * per_object
+    assert heads.max_rows == 5
+
+
+@pytest.mark.parametrize("mode", ["exact", "adaptive"])
+def test_an_object_with_a_broken_mask_is_told_of_once(
+    parts: Parts, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = tracker(parts, mode=mode)
+    scene = make_scene(4, arrivals=False)
+    ids = made.step(frame(0), detections(scene, 0)).track_id
+    with caplog.at_level(logging.WARNING, logger="masklet"):
+        for t, row in ((1, 1), (2, 0)):
+            made._bank.pointer = made._bank.pointer.clone()
+            made._bank.pointer[row] = float("nan")
+            made.advance(frame(t), None)
+    assert made.counters["non_finite"] == 2
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"s: the model returned NaN or infinity for object {ids[1]}: dropped")
+
+
 def test_an_object_with_a_broken_mask_is_dropped_and_counted(parts: Parts) -> None:
     made = tracker(parts)
     scene = make_scene(4, arrivals=False)
@@ -214,7 +250,7 @@ def test_an_object_with_a_broken_mask_is_dropped_and_counted(parts: Parts) -> No
     assert low.track_id.tolist() == [i for row, i in enumerate(ids) if row != 1]
     assert low.logits.isfinite().all()
     assert low.withdrawn.tolist() == []
-    assert made.counters["nonfinite_objects"] == 1
+    assert made.counters["non_finite"] == 1
     assert made.advance(frame(2), None).logits.isfinite().all()
 
 
@@ -286,3 +322,23 @@ def test_appearances_tell_things_of_different_colours_apart(parts: Parts) -> Non
     made.forget(ids[:1])
     assert not made.appearances(ids[:1]).any()
     assert np.array_equal(made.appearances(ids[1:]), looks[1:2])
+
+
+@pytest.mark.parametrize("mode", ["exact", "adaptive"])
+def test_looks_that_nobody_asks_for_change_nothing(parts: Parts, mode: str, tmp_path: Path) -> None:
+    scene = make_scene(5, num_actors=4, num_prompts=2)
+    config = TrackerConfig(max_objects=8, mode=mode)
+    asked, unasked = (
+        Sam3MemoryTracker(parts, features, config, stream_id="s", keeps_looks=keeps) for keeps in (True, False)
+    )
+    for made in (asked, unasked):
+        run(made, scene, range(6))
+    for t in range(6, 12):
+        a, b = (made.advance(frame(t), detections(scene, t)) for made in (asked, unasked))
+        assert torch.equal(a.logits, b.logits) and a.track_id.tolist() == b.track_id.tolist()
+        unasked.save(tmp_path)
+        unasked = Sam3MemoryTracker(parts, features, config, stream_id="s")
+        unasked.restore(tmp_path)
+    unasked.forget(a.track_id[:1])
+    assert asked.appearances(a.track_id).any()
+    assert unasked.appearances(a.track_id).any() == (mode == "adaptive")
