@@ -10,6 +10,9 @@ On every frame both must track exactly K objects and agree on ids and masks. In 
 themselves gave, before they were forced, are compared too, while the references's memories are chosen alike (up to
 the fourth reconditioning; after it the reference reads pointers of all conditioning frames ever, a known fault).
 
+Printed beside the ratios: frames/s, the highest memory of a block above what the process had before it, and growth:
+of what is remembered (over the second half of the warm-up) and of time (later blocks by earlier ones).
+
 The last case has 3,000 frames of history. Nobody computes it: the reference gets the entries that its own code would
 have stored (tensors shared, see ``Reference.pretend``), ours runs its bookkeeping and memory bank with idle networks.
 """
@@ -90,8 +93,8 @@ class Turns:
         self.difference = 0.0
         """Largest, between mask logits of the reference's and of the exact mode's networks."""
 
-    def block(self, count: int = BLOCK) -> dict[str, tuple[float, float]]:
-        """Wall-clock and CPU seconds of each for the next ``count`` frames."""
+    def block(self, count: int = BLOCK) -> dict[str, Spent]:
+        """What each needs for the next ``count`` frames."""
         t = self.reference.next_frame
         theirs, spent = _timed(lambda: self.reference.advance(count))
         seconds = {REFERENCE: spent}
@@ -113,6 +116,11 @@ class Turns:
             self.difference = max(self.difference, (ours - self.reference.raw[row]).abs().max().item())
         assert self.difference <= _SAME_LOGITS, f"networks differ by {self.difference}"
 
+    def state_mb(self) -> dict[str, float]:
+        """What everyone remembers of the objects."""
+        ours = {mode: subject.tracker.num_state_bytes for mode, subject in self.ours.items()}
+        return {name: size / 1e6 for name, size in ({REFERENCE: self.reference.num_state_bytes()} | ours).items()}
+
     def pretend(self) -> None:
         """Go on at the frame where counting begins."""
         if self.case.history > self.case.warm_up:
@@ -121,10 +129,37 @@ class Turns:
                 pretend_ours(subject, self.case.history)
 
 
-def _timed(work: Any) -> tuple[Any, tuple[float, float]]:
+@dataclass(frozen=True)
+class Spent:
+    """On one block of frames."""
+
+    wall_s: float
+    cpu_s: float
+    working_mb: float | None
+    """Highest resident memory above what the process had before; ``None`` where the system does not tell."""
+
+
+def _timed(work: Any) -> tuple[Any, Spent]:
+    before_mb = rss_mb() if _forget_peak() else None
     wall, cpu = time.perf_counter(), time.process_time()
     done = work()
-    return done, (time.perf_counter() - wall, time.process_time() - cpu)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return done, Spent(wall, cpu, None if before_mb is None else max(_peak_mb() - before_mb, 0.0))
+
+
+def _forget_peak() -> bool:
+    """Have the kernel measure peak memory anew (Linux); false where it cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_mb() -> float:
+    """Highest resident memory since :func:`_forget_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
 def measure(model: Any, models: Models, case: Case, tracker: TrackerConfig, block: int = BLOCK) -> dict[str, Any]:
@@ -133,36 +168,43 @@ def measure(model: Any, models: Models, case: Case, tracker: TrackerConfig, bloc
     began_mb, state = rss_mb(), []
     for start in range(0, case.warm_up, block):
         turns.block(min(block, case.warm_up - start))
-        state.append((turns.reference.next_frame, turns.reference.num_state_bytes() / 1e6))
+        state.append((turns.reference.next_frame, turns.state_mb()))
     turns.pretend()
     for watch in turns.watches.values():
         watch.is_on = True
     blocks = [turns.block(block) for _ in range(case.frames // block)]
     turns.reference.close()
-    (t1, mb1), (t2, mb2) = state[len(state) // 2 - 1], state[-1]
+    (t1, early), (t2, late) = state[len(state) // 2 - 1], state[-1]
+    slope = {name: 1000 * (late[name] - early[name]) / (t2 - t1) if t2 > t1 else None for name in late}
     return {
         "case": case.name,
         "objects": case.objects,
         "prompts": case.prompts,
         "counted_frames": [turns.reference.next_frame - case.frames, turns.reference.next_frame],
         "largest_difference_of_raw_logits": turns.difference,
-        "reference_state_mb_per_1000_frames": 1000 * (mb2 - mb1) / (t2 - t1) if t2 > t1 else None,
-        "state_mb": {mode: s.tracker.num_state_bytes / 1e6 for mode, s in turns.ours.items()},
+        "state_mb": late,
         "rss_grew_mb": rss_mb() - began_mb,
-        "contestants": {name: _contestant(name, blocks, turns.watches[name], block) for name in turns.watches},
+        "contestants": {
+            name: _contestant(name, blocks, turns.watches[name], block) | {"state_mb_per_1000_frames": slope[name]}
+            for name in turns.watches
+        },
     }
 
 
 def _contestant(name: str, blocks: Sequence[dict[str, Any]], watch: Stopwatch, block: int) -> dict[str, Any]:
-    wall, cpu = ([b[name][i] for b in blocks] for i in (0, 1))
+    own: list[Spent] = [b[name] for b in blocks]
+    wall, cpu = [b.wall_s for b in own], [b.cpu_s for b in own]
+    working = [b.working_mb for b in own if b.working_mb is not None]
     frames = block * len(blocks)
     half = len(blocks) // 2
     return {
+        "fps": block / statistics.median(wall),
+        "peak_working_mb": max(working, default=None),
         "wall_ms": 1e3 * statistics.median(wall) / block,
         "cpu_ms": 1e3 * statistics.median(cpu) / block,
-        "ratio_wall": statistics.median(b[REFERENCE][0] / b[name][0] for b in blocks),
-        "ratio_cpu": statistics.median(b[REFERENCE][1] / b[name][1] for b in blocks),
-        "ratio_of_totals": sum(b[REFERENCE][0] for b in blocks) / sum(wall),
+        "ratio_wall": statistics.median(b[REFERENCE].wall_s / b[name].wall_s for b in blocks),
+        "ratio_cpu": statistics.median(b[REFERENCE].cpu_s / b[name].cpu_s for b in blocks),
+        "ratio_of_totals": sum(b[REFERENCE].wall_s for b in blocks) / sum(wall),
         "second_half_by_first": statistics.median(wall[half:]) / statistics.median(wall[:half]) if half else None,
         "part_ms": {part: 1e3 * s / frames for part, s in sorted(watch.seconds.items(), key=lambda i: -i[1])},
     }
@@ -180,7 +222,21 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         cells = [result["case"], *(f"{by[n]['wall_ms']:.0f}" for n in (REFERENCE, *names))]
         cells += [f"**{by[n]['ratio_wall']:.2f}x** (CPU {by[n]['ratio_cpu']:.2f}x)" for n in names] + [goals]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *_parts(results)])
+    return "\n".join([*lines, "", *_costs(results), "", *_parts(results)])
+
+
+def _costs(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Speed and memory of everyone, and how both change in the course of the frames."""
+    head = ("", "", "frames/s", "peak working MB", "state MB per 1,000 frames", "later half / earlier half, time")
+    lines = ["| " + " | ".join(head) + " |", "|" + "--|" * len(head)]
+    for result in results:
+        for name, one in result["contestants"].items():
+            numbers = (one["peak_working_mb"], one["state_mb_per_1000_frames"])
+            cells = [f"{one['fps']:.1f}", *("-" if n is None else f"{n:.1f}" for n in numbers)]
+            later = one["second_half_by_first"]
+            cells.append("-" if later is None else f"{later:.2f}")
+            lines.append("| " + " | ".join([result["case"], name, *cells]) + " |")
+    return lines
 
 
 def _parts(results: Sequence[dict[str, Any]]) -> list[str]:

@@ -46,7 +46,7 @@ class DeviceConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on CUDA, float32 elsewhere"
     )
-    compile: bool = Field(False, description="torch.compile the image encoder")
+    compile: bool = Field(False, description="torch.compile image encoder, DETR and tracker; sizes recur")
     threads: int = Field(0, ge=0, description="CPU threads for torch; 0 leaves one core to the decode process")
 
 

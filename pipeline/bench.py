@@ -20,12 +20,15 @@ import numpy as np
 import torch
 
 from configs.schema import Config, TrackerConfig
+from pipeline import bench_plot
 from pipeline.bench_scene import ForcedDetector, ForcedTracker, Scene, Stopwatch, synthetic_prompts
 from pipeline.checkpoints import Checkpoint, open_checkpoint
+from pipeline.compiled import COMPILER
 from pipeline.errors import RunError, UsageError
 from pipeline.types import Frame, Prompts
 from trackers.rendering import LowResTracks, render
 from trackers.sam3_memory import TrackerNetworks
+from trackers.sam_heads import CompiledParts, SamHeads
 from workers.devices import prepare_device
 
 _MIN_SLOPE_FRAMES = 100
@@ -115,10 +118,14 @@ class Models:
 
 
 def load_models(checkpoint: Checkpoint, config: Config, device: torch.device, dtype: torch.dtype) -> Models:
-    """Detector and tracker of a checkpoint, with a detector whose answers can be forced."""
+    """Detector and tracker of a checkpoint, with a detector whose answers can be forced; compiled where that is set."""
+    backend = COMPILER if config.device.compile else None
+    parts: Any = checkpoint.load_tracker(device, dtype)
+    if backend is not None:
+        parts = CompiledParts(parts.neck, parts.model, SamHeads(parts.neck, parts.model).compile(backend))
     return Models(
-        ForcedDetector(checkpoint, config.detector, device, dtype),
-        checkpoint.load_tracker(device, dtype),
+        ForcedDetector(checkpoint, config.detector, device, dtype, backend),
+        parts,
         checkpoint.low_res_size,
         checkpoint.config.detector_config.detr_encoder_config.hidden_size,
         device,
@@ -279,6 +286,24 @@ def memory_slope_mb(samples: Sequence[float], frames_per_sample: int) -> float |
         return None
     at = np.arange(len(samples)) * frames_per_sample / 1000
     return float(np.polyfit(at, samples, 1)[0])
+
+
+def write_plot(rows: Sequence[Measured], out: Path) -> Path:
+    """A PNG: time per frame of every case and mode, by part of the work.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = f"{row.objects} object{'s' * (row.objects > 1)}, {row.prompts} phrase{'s' * (row.prompts > 1)}"
+        parts = {part: share * row.frame_ms for part, share in row.shares.items()}
+        results.setdefault(name, {})[row.mode] = {
+            "wall_ms": row.frame_ms,
+            "part_ms": parts,
+            "label": f"{row.frame_ms:.0f} ms, {row.fps:.1f} frames/s",
+        }
+    return bench_plot.write_plot([{"case": name, "contestants": one} for name, one in results.items()], out)
 
 
 COLUMNS = ("objects", "phrases", "mode", "frames/s", "ms", "state MB", "MB per 1,000 frames", "peak MB", "time goes to")

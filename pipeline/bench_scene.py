@@ -21,6 +21,7 @@ from torch import Tensor
 
 from configs.schema import DetectorConfig, TrackerConfig
 from pipeline.checkpoints import Checkpoint
+from pipeline.compiled import Backend
 from pipeline.detectors.sam3_litetext import Sam3LiteTextDetector
 from pipeline.detectors.sam3_network import Decoded as DetrDecoded
 from pipeline.types import Detections, Float32Array, Frame, Int64Array, Prompts, UInt8Array
@@ -90,8 +91,15 @@ class Scene:
 class ForcedDetector(Sam3LiteTextDetector):
     """The detector, whose answers are the scene's. As many queries pass as there are objects, so masks are paid for."""
 
-    def __init__(self, checkpoint: Checkpoint, config: DetectorConfig, device: Any, dtype: torch.dtype) -> None:
-        super().__init__(checkpoint, config, device, dtype)
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: DetectorConfig,
+        device: Any,
+        dtype: torch.dtype,
+        compile_with: Backend | None = None,
+    ) -> None:
+        super().__init__(checkpoint, config, device, dtype, compile_with=compile_with)
         self.scene = Scene(1, 1, checkpoint.low_res_size)
         self.watch = Stopwatch(time.perf_counter)
 

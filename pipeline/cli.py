@@ -338,6 +338,7 @@ def bench_(
     frames: Annotated[int, typer.Option(help="Frames per case; from 200 on, the growth of memory is told.")] = 96,
     objects: Annotated[str, typer.Option(help="How many objects, comma-separated.")] = "1,5,20",
     prompts: Annotated[str, typer.Option(help="How many phrases, comma-separated.")] = "1,4",
+    plot: Annotated[Path | None, typer.Option(help="Also draw the result, as this PNG file.")] = None,
     device: Device = None,
     dtype: Dtype = None,
     config: ConfigFile = None,
@@ -353,6 +354,8 @@ def bench_(
     table = Table(*bench.COLUMNS, box=None, header_style="bold", pad_edge=False)
     for row in result.rows:
         table.add_row(*bench.cells(row))
+    if plot is not None:
+        bench.write_plot(result.rows, plot)
     output.result(result.as_dict(), table)
     return 0
 

@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 
 from benchmarks import against_transformers as bench
 from benchmarks import flat, gpu
+from benchmarks.plot import write_plot
 from benchmarks.reference import pretend_ours
-from pipeline.bench import Models
+from pipeline.bench import Measured, Models
+from pipeline.bench import write_plot as write_bench_plot
 
 SIDE = 112
 ROOT = Path(__file__).parents[2]
@@ -67,12 +70,18 @@ def _models(turns: bench.Turns) -> Models:
     return Models(subject.detector, subject.parts, turns.scene.mask_side, 128, torch.device("cpu"))
 
 
-def test_contestants_are_timed_and_the_model_gets_its_methods_back(built: tuple[Any, Models]) -> None:
+def test_contestants_are_timed_and_the_model_gets_its_methods_back(built: tuple[Any, Models], tmp_path: Path) -> None:
     result = bench.measure(*built, bench.Case("16 objects", 3, 2, 8, 8), bench.like_the_reference(), block=4)
     assert result["counted_frames"] == [8, 16]
     for one in result["contestants"].values():
+        assert one["fps"] == pytest.approx(1e3 / one["wall_ms"])
+        assert one["peak_working_mb"] is None or one["peak_working_mb"] >= 0
         assert one["ratio_wall"] > 0 and {"image encoder", "attention", "memory"} <= set(one["part_ms"])
-    assert "**" in bench.table([result])
+    grows = {name: one["state_mb_per_1000_frames"] for name, one in result["contestants"].items()}
+    assert grows["exact"] == pytest.approx(0, abs=0.1) and grows["reference"] > 10
+    assert "**" in bench.table([result]) and "frames/s" in bench.table([result])
+    file = write_plot([result], tmp_path / "plot.png")
+    assert cv2.imread(str(file)).std() > 0
     assert built[0].run_detection.__func__ is type(built[0]).run_detection
 
 
@@ -95,6 +104,26 @@ def test_the_gpu_benchmark_runs_without_decoders_or_ray(tmp_path: Path) -> None:
         parts = {"image encoder", "detection"} | (set() if row["name"] == "adaptive" else {"neck", "memory"})
         assert parts <= set(row["part_ms"]), "adaptive: nobody may need attention on so few frames"
     assert "| 2 | 1 | adaptive |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_one_frame_leaves_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--size", "tiny", "--device", "cpu", "--one-frame", "5", "-o", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu", *options])
+    gpu.main()
+    found = json.loads((tmp_path / "gpu_one_frame.json").read_text())
+    assert found["objects"] == 5 and found["peak_mb"] > 0 and "tiny" in found["where"]
+
+
+def test_cases_that_would_end_too_late_are_not_begun() -> None:
+    deadline = gpu.Deadline(10)
+    assert (1, 4) in gpu.CASES and all(deadline.allows(case) for case in gpu.CASES)
+    deadline.note((1, 1), 100.0)
+    assert deadline.allows((20, 1)) and not deadline.allows((50, 4))
+
+
+def test_the_command_draws_its_table(tmp_path: Path) -> None:
+    rows = [Measured(5, 1, mode, fps=10, frame_ms=100, shares={"detection": 0.7, "render": 0.3}) for mode in "ab"]
+    assert cv2.imread(str(write_bench_plot(rows, tmp_path / "bench.png"))).std() > 0
 
 
 def test_the_floor_is_the_arithmetic_of_all_parts() -> None:
