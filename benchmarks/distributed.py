@@ -6,7 +6,13 @@
 * ``schedule``: four nodes of two pretended GPUs, 200 uneven videos of 1 s on average that are slept, not tracked:
   makespan over the ideal one.
 * ``many``: 1,000 entries of tiny clips, one in twenty broken: statuses, time, peak memory of the driver.
+* ``workers``: a few short clips with the tiny model on 1, 2 and 4 workers: equal rows.
 * what Ray's object store held and spilled during all this.
+
+Only when they are named, because each takes longer than all of these:
+
+* ``chunked``: seeded clips tracked whole and in pieces with the tiny model (:mod:`benchmarks.chunked`).
+* ``kills``: the matrix of ``tests/flow/test_kills.py``: something dies at a seeded moment, and the rows are the same.
 
 Two workers on two cores can only be judged while nothing else runs: the load average is part of the result.
 """
@@ -26,7 +32,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+from benchmarks.chunked import compare
 from configs.load import load_config
 from pipeline import api, open_run
 from pipeline.job import Executor, Job, Silent
@@ -40,6 +48,10 @@ from workers.units import UnitProgress
 RESULTS = Path(__file__).parent / "results"
 CONFIG = load_config(None, ["prompts=[red circle, blue square]", "device.threads=1", "device.name=cpu"])
 ROUNDS = 3
+DEFAULT_PARTS = ("scaling", "schedule", "many", "workers")
+_NOT_PASSED = ("failure", "error", "skipped")
+NUM_WORKERS = (1, 2, 4)
+WORKERS_CLIPS, WORKERS_FRAMES = 6, 24
 
 
 @dataclass(frozen=True)
@@ -125,12 +137,24 @@ def scaling(folder: Path, num_clips: int, num_frames: int) -> dict[str, Any]:
 
 def object_store() -> dict[str, float]:
     """Megabytes that lie in the connected cluster's store, and that were spilled from it so far."""
+    import ray
     from ray._private.internal_api import memory_summary
 
-    text = memory_summary(stats_only=True)
-    found = {"in_store_mb": r"Plasma memory usage ([\d.]+) MiB", "spilled_mb": r"Spilled ([\d.]+) MiB"}
-    matches = {name: re.search(pattern, text) for name, pattern in found.items()}
-    return {name: float(match[1]) if match else 0.0 for name, match in matches.items()}
+    # Without an address Ray looks for whatever cluster runs on this machine.
+    return read_summary(memory_summary(ray.get_runtime_context().gcs_address, stats_only=True))
+
+
+def read_summary(text: str) -> dict[str, float]:
+    """What Ray's summary says of its store. It is silent about spilling where there was none.
+
+    Raises:
+        ValueError: it does not read as it used to.
+    """
+    in_store = re.search(r"Plasma memory usage ([\d.]+) MiB", text)
+    spilled = re.search(r"^Spilled ([\d.]+) MiB", text, re.MULTILINE)
+    if in_store is None or (spilled is None and "spill" in text.lower()):
+        raise ValueError(f"Ray words its summary of the object store in another way: {text}")
+    return {"in_store_mb": float(in_store[1]), "spilled_mb": float(spilled[1]) if spilled else 0.0}
 
 
 def schedule(folder: Path, mean_s: float) -> dict[str, Any]:
@@ -139,6 +163,65 @@ def schedule(folder: Path, mean_s: float) -> dict[str, Any]:
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return {**found, "makespan_over_ideal": found["makespan_s"] / found["ideal_s"]}
+
+
+def workers(folder: Path, num_clips: int, num_frames: int) -> dict[str, Any]:
+    """The same clips on 1, 2 and 4 workers."""
+    from workers.ray_session import connect
+
+    clips = [write_clip(folder / f"c{i}.mp4", num_frames=num_frames + 4 * i) for i in range(num_clips)]
+    items = [VideoItem(c.stem, str(c)) for c in clips]
+    session = connect("local", num_cpus=4)
+    try:
+        turns = [turn(f"ray {n}", items, api.Placement("auto", n), folder / f"{n}") for n in NUM_WORKERS]
+        store = object_store()
+    finally:
+        session.close()
+    tables = [open_run(folder / f"{n}").table() for n in NUM_WORKERS]
+    return {
+        "clips": num_clips,
+        "rows": len(tables[0]),
+        "rows_equal": all(t.equals(tables[0]) for t in tables),
+        "seconds": {t.name: t.seconds for t in turns},
+        "object_store": store,
+    }
+
+
+def chunked(folder: Path, num_clips: int, num_frames: int) -> dict[str, Any]:
+    """Whole and in pieces, clip by clip; HOTA in points."""
+    rows = []
+    for seed in range(num_clips):
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            rows.append(compare(seed, num_frames, Path(place), with_model=True))
+        print(json.dumps(asdict(rows[-1])), flush=True)
+    lost = [100 * (r.hota_whole - r.hota_chunked) for r in rows]
+    return {
+        "clips": num_clips,
+        "frames": num_frames,
+        "idf1_median": statistics.median(r.idf1 for r in rows),
+        "idf1_least": min(r.idf1 for r in rows),
+        "hota_lost_median": statistics.median(lost),
+        "hota_lost_most": max(lost),
+        "every_frame_once": all(r.is_complete for r in rows),
+        "rows": [asdict(r) for r in rows],
+    }
+
+
+def kills(folder: Path, selection: str) -> dict[str, Any]:
+    """The matrix of kill tests, in a process of its own."""
+    file, results = "tests/flow/test_kills.py", folder / "kills.xml"
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "pytest", file, "-m", "slow", "-k", selection, f"--junitxml={results}"]
+    subprocess.run(command, cwd=ROOT, check=False)
+    suite = ElementTree.parse(results).getroot()
+    cases = {case.get("name", ""): case for case in suite.iter("testcase")}
+    failed = sorted(name for name, case in cases.items() if any(case.find(k) is not None for k in _NOT_PASSED))
+    return {
+        "total": len(cases),
+        "passed": len(cases) - len(failed),
+        "failed": failed,
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def many(folder: Path, count: int) -> dict[str, Any]:
@@ -158,10 +241,13 @@ def many(folder: Path, count: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, and write what was measured."""
     parser = argparse.ArgumentParser(description="Jobs on Ray: scaling, schedule, many clips.")
-    parser.add_argument("parts", nargs="*", default=["scaling", "schedule", "many"])
+    parser.add_argument("parts", nargs="*", default=list(DEFAULT_PARTS), help="also: chunked, kills")
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--entries", type=int, default=1000)
+    parser.add_argument("--chunked-clips", type=int, default=20)
+    parser.add_argument("--chunked-frames", type=int, default=900)
+    parser.add_argument("--kills", default="any_moment", help="which of the kill tests (pytest's -k)")
     parser.add_argument("--mean-s", type=float, default=1.0, help="mean length of a simulated video")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table and the numbers are written")
     options = parser.parse_args()
@@ -169,7 +255,12 @@ def main() -> None:
         "scaling": lambda folder: scaling(folder, options.clips, options.frames),
         "schedule": lambda folder: schedule(folder, options.mean_s),
         "many": lambda folder: many(folder, options.entries),
+        "workers": lambda folder: workers(folder, WORKERS_CLIPS, WORKERS_FRAMES),
+        "chunked": lambda folder: chunked(folder, options.chunked_clips, options.chunked_frames),
+        "kills": lambda folder: kills(folder, options.kills),
     }
+    if unknown := [name for name in options.parts if name not in parts]:
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(parts)}")
     path = options.results / "distributed.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for name in options.parts:
@@ -204,6 +295,17 @@ _ROWS = (
     ("many", "exit_code", "exit code", "1"),
     ("many", "seconds", "seconds", ""),
     ("many", "driver_peak_rss_mb", "driver's peak memory, MB", "< 1000"),
+    ("workers", "rows_equal", "rows of 1, 2 and 4 workers equal", "yes"),
+    ("workers", "object_store", "object store", "nothing spilled"),
+    ("chunked", "clips", "clips, whole and in pieces", "20"),
+    ("chunked", "idf1_median", "IDF1 of pieces against whole, median", ">= 0.98"),
+    ("chunked", "idf1_least", "IDF1 of pieces against whole, least", ""),
+    ("chunked", "hota_lost_median", "HOTA lost against the truth, points, median", "<= 1"),
+    ("chunked", "hota_lost_most", "HOTA lost against the truth, points, most", ""),
+    ("chunked", "every_frame_once", "every frame exactly once", "yes"),
+    ("kills", "total", "kill tests", "30"),
+    ("kills", "passed", "of these with the rows of an undisturbed run", "30"),
+    ("kills", "seconds", "seconds", ""),
 )
 
 

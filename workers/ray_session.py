@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import math
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -35,14 +37,18 @@ class RaySession:
     is_ours: bool
 
     def close(self) -> None:
-        """Leave the cluster, or end it if it was started here. Returns after ``SHUTDOWN_S`` at the latest."""
+        """Leave the cluster, or end it if it was started here. Returns after ``SHUTDOWN_S`` at the latest.
+
+        Ray would try the same once more when this process ends, without a deadline; it is kept from that.
+        """
         if not self.is_ours or not ray.is_initialized():
             return
         thread = threading.Thread(target=ray.shutdown, name="masklet-ray-shutdown", daemon=True)
         thread.start()
         thread.join(SHUTDOWN_S)
         if thread.is_alive():
-            LOGGER.warning("Ray did not shut down within %g s; leaving it to the end of this process", SHUTDOWN_S)
+            LOGGER.warning("Ray did not shut down within %g s; its processes are ended without it", SHUTDOWN_S)
+            atexit.unregister(ray_worker.shutdown)  # what ends a cluster started here is another hook, and stays
 
 
 def connect(address: str, *, num_cpus: int | None = None) -> RaySession:

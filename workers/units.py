@@ -295,6 +295,11 @@ class UnitFolder:
         files = sorted(p for p in self.temporary.rglob("*") if p.is_file())
         report.checksums = {p.relative_to(self.temporary).as_posix(): _sha256(p) for p in files}
         text = json.dumps(asdict(report), indent=1, ensure_ascii=False)
+        for file in files:
+            if file.suffix != ".parquet":  # parts were synced when they were written
+                _sync_file(file)
+        for folder in {file.parent for file in files}:
+            sync_folder(folder)
         write_atomically(self.temporary / "unit.json", text.encode())
         try:
             os.rename(self.temporary, self.final)

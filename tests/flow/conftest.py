@@ -40,5 +40,9 @@ def _running(ray: Any, started: Any) -> Iterator[Any]:
                 raise
     ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
     yield started
+    from benchmarks.distributed import object_store
+
+    spilled_mb = object_store()["spilled_mb"]
     ray.shutdown()
     started.shutdown()
+    assert spilled_mb == 0.0, f"{spilled_mb} MB went through the disk: workers exchange too much"

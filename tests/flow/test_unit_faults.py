@@ -15,8 +15,14 @@ from pipeline import api, decode, open_run
 from pipeline.cli import app
 from pipeline.errors import DeviceError, SourceError
 from pipeline.results import FrameResult
-from tests.flow.worlds import World
+from tests.flow.worlds import World, make_world
 from workers.unit_worker import UnitWorker
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Shorter clips than those of the jobs that are killed."""
+    return make_world(tmp_path_factory.mktemp("world") / "w", (10, 10, 90, 80))
 
 
 def track(world: World, run: Path, *options: str) -> Result:
@@ -74,7 +80,7 @@ def test_the_pieces_of_a_video_share_its_list_of_frames(
         return probe(uri, stream_id)
 
     monkeypatch.setattr("pipeline.decode.probe", counting)  # the coordinator's own look is not counted
-    options = ["--stop", "100", "--chunk", "1s", "--overlap", "0.4s"]
+    options = ["--chunk", "1s", "--overlap", "0.4s"]
     assert track(world, tmp_path / "run", *options).exit_code == 0
     assert all(len(v["chunks"]) > 2 for v in entries(tmp_path / "run").values())
     assert probed == ["v2", "v3"]
@@ -98,3 +104,24 @@ def test_what_is_set_aside_leaves_a_log(world: World, tmp_path: Path, monkeypatc
     assert text.count("Traceback (most recent call last)") == 3
     api.track_to_run(world.config(), [world.items[3].uri], run, overwrite=True)
     assert not (run / "logs").exists()
+
+
+def test_a_lost_piece_is_exit_code_1_until_it_is_repaired(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow, run = UnitWorker._follow, tmp_path / "run"
+    options = ["--stop", "75", "--chunk", "1s", "--overlap", "0.4s"]
+
+    def broken(self: UnitWorker, table: decode.FrameTable, start: int, *rest: Any) -> Iterator[FrameResult]:
+        if table.stream_id == "v3" and start > 40:
+            raise ZeroDivisionError("nobody foresaw this")
+        return follow(self, table, start, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitWorker, "_follow", broken)
+        assert track(world, run, *options).exit_code == 1
+    lost = entries(run)["v3"]
+    assert lost["status"] == "partial"
+    assert lost["missing"][-1][1] == 75
+    assert track(world, run, *options, "--resume").exit_code == 0
+    assert [(v["status"], v["missing"]) for v in entries(run).values()] == [("done", [])] * 2
