@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from configs.schema import Config, TrackerConfig
-from pipeline import bench_plot
 from pipeline.bench_scene import ForcedDetector, ForcedTracker, Scene, Stopwatch, synthetic_prompts
 from pipeline.checkpoints import Checkpoint, open_checkpoint
 from pipeline.compiled import COMPILER
@@ -294,6 +293,8 @@ def write_plot(rows: Sequence[Measured], out: Path) -> Path:
     Raises:
         UsageError: it cannot be written there.
     """
+    from pipeline import bench_plot  # needs PyAV, which measuring does not
+
     results: dict[str, dict[str, Any]] = {}
     for row in rows:
         name = f"{row.objects} object{'s' * (row.objects > 1)}, {row.prompts} phrase{'s' * (row.prompts > 1)}"
