@@ -41,8 +41,9 @@ def run(config: Config, clips: Sequence[str], folder: Path, *, resume: bool = Fa
 
 
 def assert_same_rows(found: pa.Table, expected: pa.Table) -> None:
-    """Ids, scores, boxes and masks, to the last bit."""
-    assert found.equals(expected)
+    """Ids, phrases, boxes and masks are equal; a score may differ by the rounding of a batch of another size."""
+    assert found.drop_columns("score").equals(expected.drop_columns("score"))
+    np.testing.assert_allclose(found["score"], expected["score"], rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ class Watched:
         self.tracker = Sam3MemoryTracker(parts, _features, config, stream_id="s")
         self.rows: dict[str, list[int]] = {"attention": [], "neck": [], "begin": []}
         heads = self.tracker._heads
-        self._watch(heads, "_attend", "attention", lambda _, reading: len(reading.rows))
+        self._watch(heads, "_read", "attention", lambda _, reading: len(reading.rows))
         self._watch(heads, "vision", "neck", lambda _: 1)
         self._watch(heads, "_begin", "begin", lambda _, masks: len(masks))
 
