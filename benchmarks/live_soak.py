@@ -224,6 +224,8 @@ class Bench:
     def load(cls, folder: Path, models: Models, num_frames: int) -> Bench:
         """Continue what :meth:`save` wrote, or start."""
         kept = folder / "street.pickle"
+        if not kept.exists():  # marks of a run that never saved would have this one go on after it
+            shutil.rmtree(folder / "state", ignore_errors=True)
         street = pickle.loads(kept.read_bytes()) if kept.exists() else Street()
         street.num_frames = num_frames
         return cls(street, folder, models)
