@@ -28,13 +28,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks.chunked import compare
+from benchmarks.parts import Part, Results
 from configs.load import load_config
 from pipeline import api, open_run
 from pipeline.job import Executor, Job, Silent
@@ -251,7 +252,7 @@ def main() -> None:
     parser.add_argument("--mean-s", type=float, default=1.0, help="mean length of a simulated video")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table and the numbers are written")
     options = parser.parse_args()
-    parts: dict[str, Callable[[Path], dict[str, Any]]] = {
+    parts: dict[str, Part] = {
         "scaling": lambda folder: scaling(folder, options.clips, options.frames),
         "schedule": lambda folder: schedule(folder, options.mean_s),
         "many": lambda folder: many(folder, options.entries),
@@ -261,23 +262,7 @@ def main() -> None:
     }
     if unknown := [name for name in options.parts if name not in parts]:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(parts)}")
-    path = options.results / "distributed.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name in options.parts:
-        before = os.getloadavg()[0]
-        with tempfile.TemporaryDirectory() as folder:
-            measured = parts[name](Path(folder))
-        found[name] = {**measured, "load_average": [round(before, 1), round(os.getloadavg()[0], 1)]}
-        write(options.results, found)
-    print(table(found))
-
-
-def write(folder: Path, found: dict[str, Any]) -> None:
-    """The numbers as JSON, and as a table."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "distributed.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    command = "`uv run python -m benchmarks.distributed`"
-    (folder / "distributed.md").write_text(f"# Jobs on Ray\n\n{command}\n\n{table(found)}\n", encoding="utf-8")
+    Results(options.results, "distributed", "Jobs on Ray", _ROWS).measure(options.parts, parts)
 
 
 _ROWS = (
@@ -307,24 +292,6 @@ _ROWS = (
     ("kills", "passed", "of these with the rows of an undisturbed run", "30"),
     ("kills", "seconds", "seconds", ""),
 )
-
-
-def table(found: dict[str, Any]) -> str:
-    """Markdown."""
-    rows = ["| part | what | measured | wanted | load average |", "|---|---|---|---|---|"]
-    for part, key, what, wanted in _ROWS:
-        if part in found:
-            load = " to ".join(map(str, found[part]["load_average"]))
-            rows.append(f"| {part} | {what} | {_shown(found[part][key])} | {wanted} | {load} |")
-    return "\n".join(rows)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {_shown(v)}" for name, v in value.items())
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,13 @@ result: every limit is for two cores with nothing else on them.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.live_parts import all_cameras, chaos, equality, kill, latencies, tiny_models
 from benchmarks.live_soak import WARM_UP, soak
+from benchmarks.parts import Part, Results
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("latency", "equality", "cameras", "chaos", "kill", "soak")
@@ -47,19 +45,10 @@ def main() -> None:
     if unknown:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     parts = runners(args)
-    path = args.results / "live.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name in args.parts:
-        before = os.getloadavg()[0]
-        with tempfile.TemporaryDirectory(prefix="masklet-live-") as folder:
-            measured = parts[name](Path(folder))
-        found[name] = {**measured, "load_average": [round(before, 1), round(os.getloadavg()[0], 1)]}
-        print(json.dumps({name: found[name]}), flush=True)
-        write(args.results, found)
-    print(table(found))
+    Results(args.results, "live", "Live streams", _ROWS).measure(args.parts, parts)
 
 
-def runners(args: argparse.Namespace) -> dict[str, Callable[[Path], dict[str, Any]]]:
+def runners(args: argparse.Namespace) -> dict[str, Part]:
     """Each part as a function of an empty folder."""
     models = tiny_models() if set(args.parts) - {"soak", "kill"} else None
 
@@ -68,7 +57,7 @@ def runners(args: argparse.Namespace) -> dict[str, Callable[[Path], dict[str, An
         kept = args.folder or folder
         return soak(args.frames, kept, tracker=args.tracker, assignments=args.set, warm_up=warm_up)
 
-    def with_models(part: Callable[..., dict[str, Any]], *values: Any) -> Callable[[Path], dict[str, Any]]:
+    def with_models(part: Callable[..., dict[str, Any]], *values: Any) -> Part:
         return lambda folder: part(models, folder, *values)
 
     return {
@@ -79,14 +68,6 @@ def runners(args: argparse.Namespace) -> dict[str, Callable[[Path], dict[str, An
         "kill": lambda folder: kill(folder, args.restarts),
         "soak": run_soak,
     }
-
-
-def write(folder: Path, found: dict[str, Any]) -> None:
-    """The numbers as JSON, and as a table."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "live.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    command = "`uv run python -m benchmarks.live`"
-    (folder / "live.md").write_text(f"# Live streams\n\n{command}\n\n{table(found)}\n", encoding="utf-8")
 
 
 _ROWS = (
@@ -128,28 +109,6 @@ _ROWS = (
     ("soak", "masklets", "masklets", ""),
     ("soak", "discs", "objects that came", ""),
 )
-
-
-def table(found: dict[str, Any]) -> str:
-    """Markdown."""
-    rows = ["| part | what | measured | wanted | load average |", "|---|---|---|---|---|"]
-    for part, key, what, wanted in _ROWS:
-        if part in found:
-            load = " to ".join(map(str, found[part]["load_average"]))
-            rows.append(f"| {part} | {what} | {_shown(found[part].get(key))} | {wanted} | {load} |")
-    return "\n".join(rows)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "not measured"
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {_shown(v)}" for name, v in value.items())
-    if isinstance(value, list):
-        return " ".join(map(_shown, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

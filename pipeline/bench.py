@@ -27,7 +27,7 @@ from pipeline.errors import RunError, UsageError
 from pipeline.types import Frame, Prompts
 from trackers.rendering import LowResTracks, render
 from trackers.sam3_memory import TrackerNetworks
-from trackers.sam_heads import CompiledParts, SamHeads
+from trackers.sam_heads import CompiledParts
 from workers.devices import prepare_device
 
 _MIN_SLOPE_FRAMES = 100
@@ -121,7 +121,7 @@ def load_models(checkpoint: Checkpoint, config: Config, device: torch.device, dt
     backend = COMPILER if config.device.compile else None
     parts: Any = checkpoint.load_tracker(device, dtype)
     if backend is not None:
-        parts = CompiledParts(parts.neck, parts.model, SamHeads(parts.neck, parts.model).compile(backend))
+        parts = CompiledParts.of(parts, backend)
     return Models(
         ForcedDetector(checkpoint, config.detector, device, dtype, backend),
         parts,

@@ -69,6 +69,11 @@ class CompiledParts:
     model: Any
     heads: SamHeads
 
+    @classmethod
+    def of(cls, parts: Any, backend: Backend) -> CompiledParts:
+        """The ``neck`` and ``model`` of ``parts``, and their heads compiled with ``backend``."""
+        return cls(parts.neck, parts.model, SamHeads(parts.neck, parts.model).compile(backend))
+
 
 class SamHeads:
     """The tracker's networks around precomputed constants.

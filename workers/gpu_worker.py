@@ -151,7 +151,7 @@ def load_models(config: Config) -> tuple[Detector, Any]:
     from pipeline.checkpoints import open_checkpoint
     from pipeline.compiled import COMPILER
     from pipeline.detectors.sam3_litetext import Sam3LiteTextDetector
-    from trackers.sam_heads import CompiledParts, SamHeads
+    from trackers.sam_heads import CompiledParts
     from workers.devices import prepare_device
 
     device, dtype = prepare_device(config.device)
@@ -167,7 +167,7 @@ def load_models(config: Config) -> tuple[Detector, Any]:
     needs_memory = config.tracker.name == "sam3_memory"
     parts = checkpoint.load_tracker(device, dtype) if needs_memory else None
     if parts is not None and config.device.compile:
-        return detector, CompiledParts(parts.neck, parts.model, SamHeads(parts.neck, parts.model).compile(COMPILER))
+        return detector, CompiledParts.of(parts, COMPILER)
     return detector, parts
 
 

@@ -251,8 +251,10 @@ class UnitWorker:
 def _report_of(error: Exception, unit: Unit, units: Path) -> UnitReport | None:
     """The report of a unit that failed in a way that is understood; ``None``: nobody foresaw this."""
     if isinstance(error, MaskletError):
+        if isinstance(error, DeviceError):
+            return failed(unit, str(error), "afresh")
         is_around = isinstance(error, SourceError | DecodeError) and _is_around(error, unit)
-        return failed(unit, str(error), "afresh" if isinstance(error, DeviceError) else "elsewhere" * is_around)
+        return failed(unit, str(error), "elsewhere" if is_around else "")
     if isinstance(error, OSError):
         return failed(unit, str(cannot_write(error, units.parent)), "elsewhere") if error.errno in _NO_ROOM else None
     if not isinstance(error, RuntimeError):

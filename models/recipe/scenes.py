@@ -249,6 +249,12 @@ def _shutter(smear: tuple[float, float]) -> F32 | None:
 
 
 # ------------------------------------------------------------------------------------------------ backgrounds
+def rgb_of(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
+    """OpenCV's HSV (half degrees, 0-255, 0-255) as RGB 0-255."""
+    r, g, b = cv2.cvtColor(np.array([[[hue, saturation, value]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
+    return float(r), float(g), float(b)
+
+
 def _muted(rng: Rng, low: float = 25, high: float = 200) -> F32:
     """A colour that has no name here: grey, brown, olive, skin, dull blue."""
     hue, value = float(rng.uniform(0, 180)), float(rng.uniform(low, high))
@@ -256,8 +262,7 @@ def _muted(rng: Rng, low: float = 25, high: float = 200) -> F32:
     if rng.random() < 0.35:  # wood and skin
         hue, saturation = float(rng.uniform(5, 20)), float(rng.uniform(50, 150))
         value = min(value, 185.0) if saturation > 110 else value
-    pixel = np.array([[[hue, saturation, value]]], np.uint8)
-    return np.asarray(cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0], np.float32)
+    return np.array(rgb_of(hue, saturation, value), np.float32)
 
 
 def _noise(rng: Rng, size: int, cells: int, amplitude: float) -> F32:
@@ -332,9 +337,7 @@ def background(rng: Rng, size: int = SIZE) -> F32:
 def sample_rgb(rng: Rng, colour: int) -> tuple[float, float, float]:
     """A colour that goes by the name COLOURS[colour]."""
     (h0, h1), (s0, s1), (v0, v1) = _PALETTE_HSV[colour]
-    pixel = [[[rng.integers(h0, h1 + 1) % 180, rng.integers(s0, s1 + 1), rng.integers(v0, v1 + 1)]]]
-    r, g, b = cv2.cvtColor(np.array(pixel, np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
-    return float(r), float(g), float(b)
+    return rgb_of(int(rng.integers(h0, h1 + 1) % 180), int(rng.integers(s0, s1 + 1)), int(rng.integers(v0, v1 + 1)))
 
 
 def _sample_extent(rng: Rng) -> float:

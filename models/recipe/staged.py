@@ -23,6 +23,7 @@ from models.recipe.scenes import (
     coverage,
     draw,
     finish,
+    rgb_of,
     sample_queries,
     sample_squash,
     sample_thing,
@@ -46,9 +47,7 @@ class Limb:
 
 
 def _skin(rng: Rng) -> tuple[float, float, float]:
-    pixel = np.array([[[rng.integers(4, 19), rng.integers(40, 150), rng.integers(80, 250)]]], np.uint8)
-    r, g, b = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0]
-    return float(r), float(g), float(b)
+    return rgb_of(int(rng.integers(4, 19)), int(rng.integers(40, 150)), int(rng.integers(80, 250)))
 
 
 def _capsule(start: F32, end: F32, width: float, end_width: float) -> F32:
@@ -114,9 +113,7 @@ def _clothes(rng: Rng) -> tuple[float, float, float]:
     hue, saturation = int(rng.choice(_CLOTHES_HUES)), int(rng.integers(60, 235))
     if rng.random() < 0.4:  # black, grey, white
         saturation = int(rng.integers(0, 30))
-    pixel = np.array([[[hue, saturation, rng.integers(25, 205)]]], np.uint8)
-    r, g, b = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0]
-    return float(r), float(g), float(b)
+    return rgb_of(hue, saturation, int(rng.integers(25, 205)))
 
 
 def _draw_torso(rng: Rng, image: F32, bottom: int) -> None:

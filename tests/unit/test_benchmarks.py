@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import against_transformers as bench
 from benchmarks import flat, gpu
+from benchmarks.parts import Results
 from benchmarks.plot import write_plot
 from benchmarks.reference import pretend_ours
 from pipeline.bench import Measured, Models
@@ -139,3 +140,15 @@ def test_the_flatness_benchmark_measures_both_ways(way: str, tmp_path: Path) -> 
     assert result["end_by_early"] > 0 and result["cpu_ms_near_frame_100"] > 0
     flat._add(result, tmp_path)
     assert f"2 objects, adaptive, {way}, 320 frames" in (tmp_path / "flat.md").read_text()
+
+
+def test_parts_are_merged_with_what_was_measured_before(tmp_path: Path) -> None:
+    rows = (("a", "x", "x of a", "> 1"), ("a", "ok", "all well", "yes"), ("b", "x", "x of b", ""))
+    results = Results(tmp_path, "some", "Some", rows)
+    results.measure(["b"], {"b": lambda folder: {"x": [1.5, 2], "empty": not list(folder.iterdir())}})
+    results.measure(["a"], {"a": lambda folder: {"x": 2.3456, "ok": True}})
+    found = json.loads((tmp_path / "some.json").read_text())
+    assert found["b"]["x"] == [1.5, 2] and found["b"]["empty"] and len(found["a"]["load_average"]) == 2
+    text = (tmp_path / "some.md").read_text()
+    assert "| a | x of a | 2.35 | > 1 |" in text and "| a | all well | yes | yes |" in text
+    assert "| b | x of b | 1.5 2 |  |" in text and "benchmarks.some`" in text
