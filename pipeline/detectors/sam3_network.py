@@ -64,9 +64,9 @@ class Sam3Network:
         weight = decoder.query_embed.weight
         self.dtype: torch.dtype = weight.dtype
         self.row_by_row: bool = weight.device.type == "cpu"
-        """Whether what rounds by the size of its batch is done one by one. On a CPU these are the neck, the pixel
-        decoder and the small heads (the encoder and DETR's layers do not); all lose nothing by it, and a frame's
-        result does not depend on what else was in its batch."""
+        """Whether what rounds most by the size of its batch is done one by one: on a CPU the neck, the pixel decoder
+        and the small heads, which lose little by it. Encoder and DETR stay together; a score may still differ in its
+        last digit with what else was in the batch (seen: 1e-7, in a batch of three)."""
         self._batches: tuple[int, int] | None = None
         self._decoded: Callable[..., tuple[Tensor, ...]] = self._decode_pairs
         # Small and precise: bfloat16 would round boxes to a percent of the picture, and scores to half a percent.

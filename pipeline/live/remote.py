@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from configs.schema import Config
 from pipeline.errors import MaskletError, SourceError, UsageError
 from pipeline.live.board import Board
-from pipeline.live.checkpoint import Past, joined
 from pipeline.live.events import LiveResult
 from pipeline.live.group import GroupCamera, GroupSpec, Report, without_camera
 from pipeline.live.roster import Roster
+from pipeline.live.service import has_no_listener, known_past
 from pipeline.live.sinks import Item, Outlet
 from pipeline.live.stats import Histogram
 from pipeline.sources.live_open import CameraSpec, parse_cameras
@@ -211,8 +211,8 @@ class RemoteService:
 
     @property
     def is_unheard(self) -> bool:
-        """Whether whoever read our stdout has left (``| head``) and nobody else is there: no sink, no page."""
-        return self.board is None and bool(self.outlets) and all(o.is_gone for o in self.outlets)
+        """See :func:`has_no_listener`."""
+        return has_no_listener(self.board, self.outlets)
 
     @property
     def is_over(self) -> bool:
@@ -349,11 +349,6 @@ def _bereft(report: Report) -> Report:
     """What is known of a group whose process died: its cameras wait for the next."""
     gone = {"state": "waiting", "error": "its worker died and is started again", "fps": 0.0, "waiting": 0}
     return replace(report, items=(), is_over=False, statuses=[{**status, **gone} for status in report.statuses])
-
-
-def known_past(spec: CameraSpec, outlets: Sequence[Outlet]) -> Past:
-    """What the sinks have of a camera from an earlier run; a file has numbers of its own."""
-    return joined(outlet.past(spec.stream_id) for outlet in outlets if not spec.is_file)
 
 
 def _stream_of(item: Item) -> str:

@@ -22,10 +22,10 @@ from pipeline.live.board import Board
 from pipeline.live.build import Models, input_size, live_config, load, make_worker, with_placeholder
 from pipeline.live.events import Event, LiveResult
 from pipeline.live.group import CameraGroup, GroupCamera, GroupSpec
-from pipeline.live.remote import RemoteService, known_past
+from pipeline.live.remote import RemoteService
 from pipeline.live.roster import Roster
 from pipeline.live.server import serve
-from pipeline.live.service import StreamService
+from pipeline.live.service import StreamService, known_past
 from pipeline.live.sinks import Outlet, open_sinks
 from pipeline.sources.live_open import CameraSpec, parse_cameras
 from pipeline.store import Manifest, RunWriter

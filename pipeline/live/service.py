@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from configs.schema import Config
 from pipeline.errors import MaskletError, SourceError, UsageError
 from pipeline.live.board import Board
-from pipeline.live.checkpoint import Past, drop_state, saved_phrases
+from pipeline.live.checkpoint import Past, drop_state, joined, saved_phrases
 from pipeline.live.roster import Roster
 from pipeline.live.sinks import Handover, Item
 from pipeline.live.stats import Histogram
@@ -29,6 +29,16 @@ T = TypeVar("T")
 _IDLE_S = 0.05
 _STATUS_EVERY_S = 0.1
 _CLOSE_TIMEOUT_S = 15.0
+
+
+def has_no_listener(board: Board | None, outlets: Sequence[Handover]) -> bool:
+    """Whether whoever read our stdout has left (``| head``) and nobody else is there: no sink, no page."""
+    return board is None and bool(outlets) and all(o.is_gone for o in outlets)
+
+
+def known_past(spec: CameraSpec, outlets: Sequence[Handover]) -> Past:
+    """What the sinks have of a camera from an earlier run; a file has numbers of its own."""
+    return joined(outlet.past(spec.stream_id) for outlet in outlets if not spec.is_file)
 
 
 class StateFolder(Protocol):
@@ -175,8 +185,8 @@ class StreamService:
         """What sinks and earlier cameras of this id have given out. A file has numbers of its own."""
         if spec.is_file:
             return []
-        known = [self._pasts[spec.stream_id]] if spec.stream_id in self._pasts else []
-        return [*known, *(outlet.past(spec.stream_id) for outlet in self.outlets)]
+        taken_off = [self._pasts[spec.stream_id]] if spec.stream_id in self._pasts else []
+        return [*taken_off, known_past(spec, self.outlets)]
 
     def _state_folder(self, stream_id: str) -> Path | None:
         return self.run_folder.folder / "state" / stream_id if self.run_folder is not None else None
@@ -320,8 +330,8 @@ class StreamService:
 
     @property
     def is_unheard(self) -> bool:
-        """Whether whoever read our stdout has left (``| head``) and nobody else is there: no sink, no page."""
-        return self.board is None and bool(self.outlets) and all(o.is_gone for o in self.outlets)
+        """See :func:`has_no_listener`."""
+        return has_no_listener(self.board, self.outlets)
 
     def _look_after(self) -> None:
         """What is due from time to time."""
@@ -346,9 +356,12 @@ class StreamService:
 
     def _prepare(self) -> list[Callable[[], None]]:
         """Write all states beside those that count."""
+        return [commit for stream_id in self.worker.cameras for commit in self._saved(stream_id)]
+
+    def _saved(self, stream_id: str) -> list[Callable[[], None]]:
+        """Write one state beside the one that counts; what makes it count, or nothing where there is no room."""
         commits: list[Callable[[], None]] = []
-        for stream_id in self.worker.cameras:
-            self._save(lambda stream_id=stream_id: commits.append(self.worker.save(stream_id)))  # type: ignore[misc]
+        self._save(lambda: commits.append(self.worker.save(stream_id)))
         return commits
 
     def _commit_state(self, commits: Sequence[Callable[[], None]]) -> None:
@@ -405,7 +418,7 @@ class StreamService:
         commits: list[Callable[[], None]] = []
         for stream_id, source in self.sources.items():
             if interrupted and source.state not in (State.ENDED, State.FAILED):
-                self._save(lambda stream_id=stream_id: commits.append(self.worker.save(stream_id)))  # type: ignore[misc]
+                commits += self._saved(stream_id)
                 self._deliver([self.worker.suspend(stream_id)])
                 source.state, source.error = State.WAITING, "interrupted"
             else:

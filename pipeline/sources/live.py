@@ -159,7 +159,7 @@ class SourceCounters:
 
     arrived: int = 0
     corrupt: int = 0
-    """Frames that the decoder calls damaged; they are not tracked."""
+    """Frames that the decoder calls damaged, or that rest on lost ones; they are not tracked."""
     reconnects: int = 0
     paused: int = 0
     """Frames that came while tracking was paused."""
@@ -512,7 +512,7 @@ class _Reader(threading.Thread):
         source = self._source
         with open_live(source.spec, source._config) as (container, stream):
             self.last_sign_s = time.monotonic()
-            pace = self._pace(container.format.name)
+            pace, loss = self._pace(container.format.name), _Loss()
             for picture in self._unseen(self._decoded(container, stream)):
                 if pace is not None:
                     pace.wait(_pts_s(picture))
@@ -523,6 +523,9 @@ class _Reader(threading.Thread):
                     source.count_corrupt()
                     continue
                 self.last_sign_s = time.monotonic()
+                if not source.spec.is_file and loss.shows_in(picture):
+                    source.count_corrupt()
+                    continue
                 self.has_frames = True
                 source.arrive(picture, self)
                 self.last_sign_s = time.monotonic()
@@ -558,6 +561,37 @@ class _Reader(threading.Thread):
             if pictures:
                 bad = 0
             yield from pictures
+
+
+class _Loss:
+    """Which frames of a connection rest on lost ones: after a hole, all up to the next key frame.
+
+    A decoder builds on the pictures it has, so objects smear and show twice, and it calls none of that corrupt. The
+    same rule as GStreamer's ``wait-for-keyframe`` of ``rtph264depay``, told from time, since FFmpeg hides what was
+    missing. A camera that merely paused loses at most ``_LONGEST_S`` of frames by it.
+    """
+
+    _SHORTEST_HOLE_S, _HOLE_STEPS, _LONGEST_S = 0.3, 4.0, 2.0
+
+    def __init__(self) -> None:
+        self._last_pts_s: float | None = None
+        self._usual_step_s = 0.0
+        self._doubt_until_s = -math.inf
+
+    def shows_in(self, picture: av.VideoFrame) -> bool:
+        """Whether this frame, the next of the connection, may show what was lost before it."""
+        pts_s = _pts_s(picture)
+        if pts_s is None:
+            return False
+        step_s = pts_s - self._last_pts_s if self._last_pts_s is not None else 0.0
+        self._last_pts_s = pts_s
+        if picture.key_frame or step_s < 0:
+            self._doubt_until_s = -math.inf
+        elif self._usual_step_s and step_s > max(self._HOLE_STEPS * self._usual_step_s, self._SHORTEST_HOLE_S):
+            self._doubt_until_s = pts_s + self._LONGEST_S
+        if step_s > 0:
+            self._usual_step_s += (step_s - self._usual_step_s) * (0.1 if self._usual_step_s else 1.0)
+        return pts_s < self._doubt_until_s
 
 
 class _Pace:

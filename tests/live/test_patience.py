@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +123,32 @@ def test_damaged_frames_are_no_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> 
     assert source.counters.corrupt == 5
     assert len(set(signs)) == 1
     assert not reader.has_frames
+
+
+def shown(pts_s: float, *, is_key: bool = False) -> Any:
+    return SimpleNamespace(pts=round(pts_s * 1000), time_base=Fraction(1, 1000), key_frame=is_key)
+
+
+def test_frames_that_rest_on_lost_ones_are_passed_over_up_to_the_next_key_frame() -> None:
+    loss = live_source._Loss()
+    before = [loss.shows_in(shown(0.1 * k, is_key=k == 0)) for k in range(20)]
+    after = [loss.shows_in(shown(3.0 + 0.1 * k, is_key=k == 6)) for k in range(12)]
+    assert before == [False] * 20
+    assert after == [True] * 6 + [False] * 6
+
+
+def test_a_camera_that_paused_and_sends_no_key_frame_is_believed_in_the_end() -> None:
+    loss = live_source._Loss()
+    for k in range(20):
+        assert not loss.shows_in(shown(0.1 * k))
+    after = [loss.shows_in(shown(9.0 + 0.1 * k)) for k in range(40)]
+    assert after == [True] * 20 + [False] * 20
+    assert not loss.shows_in(shown(0.0))  # its clock starts again
+
+
+def test_a_frame_now_and_then_is_no_loss() -> None:
+    loss = live_source._Loss()
+    assert not any(loss.shows_in(shown(t)) for t in (0, 5, 11, 15, 22, 27, 40, 44))
 
 
 def test_a_camera_that_freezes_for_less_than_the_stall_timeout() -> None:
