@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import ChunkConfig, SamplingConfig
-from pipeline.decode import FrameTable
-from pipeline.errors import ConfigError
+from pipeline.decode import FrameTable, redact
+from pipeline.errors import ConfigError, NoVideoError
 
 _AS_CALM = 1.1
 """Packet sizes within a tenth say nothing: noise and the rhythm of B-frames are as large."""
@@ -24,12 +24,15 @@ def frame_range(sampling: SamplingConfig, table: FrameTable) -> tuple[int, int]:
     Raises:
         ConfigError: a moment is neither a frame number (``123``) nor seconds (``4.5``, ``4.5s``), or nothing lies
             between the two.
+        NoVideoError: this video ends before the start; others of the job may not.
     """
     start = _frame(sampling.start, "sampling.start", table) if sampling.start is not None else 0
     stop = _frame(sampling.stop, "sampling.stop", table) if sampling.stop is not None else len(table)
-    start, stop = min(start, len(table)), min(stop, len(table))
+    if start >= len(table) > 0:
+        raise NoVideoError(f"it has {len(table)} frames and ends before --start", redact(table.info.uri))
+    stop = min(stop, len(table))
     if start >= stop and len(table):
-        raise ConfigError("no frames between start and stop", table.info.uri, f"the video has {len(table)} frames")
+        raise ConfigError("no frames between start and stop", redact(table.info.uri))
     return start, stop
 
 

@@ -69,6 +69,15 @@ def test_a_device_out_of_memory_costs_its_video_only(
     assert open_run(tmp_path / "run").table().equals(rows)
 
 
+@pytest.mark.parametrize("chunk", [(), ("--chunk", "1s")])
+def test_a_video_that_ends_before_the_start_costs_itself(world: World, tmp_path: Path, chunk: tuple[str, ...]) -> None:
+    result = track(world, tmp_path / "run", "--start", "85", *chunk)
+    assert result.exit_code == 1, result.output
+    found = entries(tmp_path / "run")
+    assert [found[v]["status"] for v in ("v2", "v3")] == ["complete", "failed"]
+    assert "80 frames" in found["v3"]["error"]
+
+
 def test_the_pieces_of_a_video_share_its_list_of_frames(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
