@@ -40,8 +40,12 @@ RIVAL_SHARE = 0.8
 """... and those that another candidate for one of their ends comes so close to."""
 _OVERLAP_BONUS = 1.0
 """Added to overlap links' gain: pixels outrank guesses about motion."""
-_TAIL_FRAMES = 12
-"""Rows at each end of a tracklet that are kept to judge its motion."""
+_TAIL_FRAMES = 30
+"""Rows at each end of a tracklet that are kept to judge its motion: what goes behind something is whole in some."""
+_TURNS_SHARE = 0.15
+"""Of the way that an object can have gone while hidden: what turned around is not where its speed would put it."""
+_WHOLE_SHARE = 0.85
+"""Share of its largest size (square root of the box area) at which all of an object is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,16 @@ class Tracklet:
     """``(D,)`` how it looked when it was last seen."""
 
     @property
+    def whole_head(self) -> _Whole:
+        """How it came."""
+        return _Whole.of(self.head_frames, self.head_xyxy)
+
+    @property
+    def whole_tail(self) -> _Whole:
+        """How it left."""
+        return _Whole.of(self.tail_frames, self.tail_xyxy)
+
+    @property
     def first(self) -> int:
         """First frame it is visible on."""
         return int(self.head_frames[0])
@@ -86,6 +100,30 @@ class Tracklet:
     def last(self) -> int:
         """Last frame it is visible on."""
         return int(self.tail_frames[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """An end of a tracklet, of those of its rows on which all of it is seen."""
+
+    first: int
+    last: int
+    begin: Float32Array
+    """``(2,)`` centre x, y on the first of them."""
+    end: Float32Array
+    size: float
+    """Square root of the largest box area."""
+    velocity: Float32Array
+    """``(2,)`` pixels per frame of the centre."""
+
+    @classmethod
+    def of(cls, frames: NDArray[np.int64], xyxy: Float32Array) -> _Whole:
+        """Of boxes ``(K, 4)`` on ``(K,)`` frames."""
+        sizes = np.sqrt(np.maximum(xyxy[:, 2:] - xyxy[:, :2], 0).prod(1))
+        rows = np.flatnonzero(sizes >= _WHOLE_SHARE * sizes.max())
+        first, last = int(frames[rows[0]]), int(frames[rows[-1]])
+        begin, end = ((xyxy[row, :2] + xyxy[row, 2:]) / 2 for row in (rows[0], rows[-1]))
+        return cls(first, last, begin, end, float(sizes.max()), (end - begin) / max(last - first, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,20 +241,22 @@ def gap_score(earlier: Tracklet, later: Tracklet, max_gap_frames: int) -> float:
     """How well ``later`` continues ``earlier`` after a time out of sight: 0 (not at all) to 1.
 
     The product of three: how near it reappears to where constant velocity or standing still would put it (in units of
-    its own size, tolerance growing with the square root of the time unseen), how alike the sizes are, and how alike
-    the appearances are where both are known.
+    its own size; tolerance grows with the square root of the time unseen, and with the way it can have gone after a
+    turn), how alike the sizes are, and how alike
+    the appearances are where both are known. Places and sizes are those of the last and the first frame on which all of
+    it was seen: what goes behind something ends as a sliver that neither lies nor moves as the whole does.
     """
     gap = later.first - earlier.last
     if gap <= 0 or gap > max_gap_frames or earlier.prompt != later.prompt:
         return 0.0
-    size = max(_size(earlier.tail_xyxy[-1]), 1.0)
-    at = _centre(later.head_xyxy[0])
-    last = _centre(earlier.tail_xyxy[-1])
-    moved = last + _velocity(earlier.tail_frames, earlier.tail_xyxy) * gap
-    came_from = at - _velocity(later.head_frames, later.head_xyxy) * gap
-    distance = min(np.linalg.norm(at - moved), np.linalg.norm(at - last), np.linalg.norm(came_from - last)) / size
-    near = float(np.exp(-((distance / (0.75 + 0.1 * np.sqrt(gap))) ** 2)))
-    ratio = _size(later.head_xyxy[0]) / size
+    before, after = earlier.whole_tail, later.whole_head
+    size, time = max(before.size, 1.0), after.first - before.last
+    moved, came_from = before.end + before.velocity * time, after.begin - after.velocity * time
+    distance = min(np.linalg.norm(d) for d in (after.begin - moved, after.begin - before.end, came_from - before.end))
+    speed = max(np.linalg.norm(before.velocity), np.linalg.norm(after.velocity)) / size
+    tolerance = 0.75 + 0.1 * np.sqrt(gap) + _TURNS_SHARE * speed * gap
+    near = float(np.exp(-((distance / size / tolerance) ** 2)))
+    ratio = after.size / size
     alike = min(ratio, 1 / ratio) if ratio > 0 else 0.0
     return float(near * np.sqrt(alike) * _appearance(earlier, later))
 
@@ -227,21 +267,6 @@ def _appearance(a: Tracklet, b: Tracklet) -> float:
         return 1.0
     cosine = float(a.tail_look @ b.head_look)
     return float(np.clip((cosine - OTHER_LOOK) / (SAME_LOOK - OTHER_LOOK), 0.0, 1.0))
-
-
-def _centre(xyxy: Float32Array) -> Float32Array:
-    return np.asarray((xyxy[:2] + xyxy[2:]) / 2, np.float32)
-
-
-def _size(xyxy: Float32Array) -> float:
-    return float(np.sqrt(np.prod(np.maximum(xyxy[2:] - xyxy[:2], 0))))
-
-
-def _velocity(frames: NDArray[np.int64], xyxy: Float32Array) -> Float32Array:
-    """Pixels per frame of the centre, over the rows kept."""
-    if len(frames) < 2:
-        return np.zeros(2, np.float32)
-    return np.asarray((_centre(xyxy[-1]) - _centre(xyxy[0])) / (frames[-1] - frames[0]), np.float32)
 
 
 def link(

@@ -13,6 +13,9 @@ T = TypeVar("T")
 
 LOGGER = logging.getLogger("masklet")
 
+STARTED_S = time.time()
+"""When this process began, as good as: this module comes with the first ones."""
+
 
 @dataclass(slots=True)
 class StageTimes:

@@ -242,6 +242,10 @@ class Tracker(Protocol):
         """Advance by one frame. ``None``: the detector did not run; empty: it found nothing."""
         ...
 
+    def skip(self, num_frames: int) -> None:
+        """About so many frames never came: until they are seen again, objects may be anywhere they can have gone."""
+        ...
+
     def forget(self, track_ids: Int64Array) -> None:
         """Stop following these objects; an endless stream ends what has long been out of sight."""
         ...

@@ -174,6 +174,7 @@ class Adaptive:
             likeness=survey.likeness[:n],
             resemblance=survey.resemblance,
             unseen=path.unseen.copy(),
+            skipped=path.skipped.copy(),
             since_attention=path.since_attention.copy(),
             detector_ran=detector_ran,
         )
@@ -299,6 +300,7 @@ class Adaptive:
         path.see(seen, box[shows[seen]].astype(np.float64))
         path.correct(seen)
         path.unseen = np.where(verdict.claimed >= 0, 0, path.unseen + detector_ran)
+        path.skipped[verdict.claimed >= 0] = 0
         path.since_attention += 1
         path.since_attention[attended] = 0
         if len(final) == 0:

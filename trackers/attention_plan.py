@@ -95,9 +95,16 @@ class Outlook:
     """``(M, M)`` cosine of the objects' own looks."""
     unseen: Int64Array
     """``(M,)`` frames since a detection was last the object's; 0: on the frame before."""
+    skipped: Int64Array
+    """``(M,)`` frames since then that never came."""
     since_attention: Int64Array
     """``(M,)`` frames without attention since the object last attended, or a stagger."""
     detector_ran: bool = True
+
+    @property
+    def elapsed(self) -> Int64Array:
+        """``(M,)`` frames since a detection was last the object's, those that never came included."""
+        return self.unseen + self.skipped
 
     @property
     def same_prompt(self) -> BoolArray:
@@ -119,7 +126,7 @@ def who_attends(seen: Outlook, config: TrackerConfig) -> tuple[Int64Array, Int64
     reason = np.select(
         [
             sleeps,
-            (fit < _RIVAL_IOU) | (seen.unseen > 0),
+            (fit < _RIVAL_IOU) | (seen.elapsed > 0),
             _has_rivals(seen, iou, best),
             like < config.same_look,
             (score < config.rest_score) | (fit < config.rest_iou),
@@ -159,7 +166,7 @@ def affinity(seen: Outlook, tracked_iou: Float32Array, config: TrackerConfig) ->
     stays = np.where(seen.unseen == 0, _STAYS_DISCOUNT * _nearness(seen, seen.last_centre), 0)
     nearness = np.maximum(nearness, stays)
     ratio = seen.det_extent[:, None] / np.maximum(seen.extent, 1e-6)[None]
-    fits = (ratio <= _MAX_SIZE_RATIO) & ((ratio >= 1 / _MAX_SIZE_RATIO) | (seen.unseen > 0)[None])
+    fits = (ratio <= _MAX_SIZE_RATIO) & ((ratio >= 1 / _MAX_SIZE_RATIO) | (seen.elapsed > 0)[None])
     overlap = np.maximum(seen.iou, tracked_iou).astype(np.float64)
     place = np.maximum(overlap, np.where(fits, 0.8 * nearness, 0))
     like = seen.likeness >= config.same_look
@@ -254,7 +261,7 @@ def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: Trac
         return tracked.is_there
     rows = tracked.rows
     distance = np.linalg.norm(tracked.centre - seen.centre[rows], axis=1)
-    near = distance <= seen.extent[rows] * np.sqrt(1.0 + seen.unseen[rows])
+    near = distance <= seen.extent[rows] * np.sqrt(1.0 + seen.elapsed[rows])
     recent = seen.unseen[rows] < config.hide_after_frames
     taken = np.unique(claimed[claimed >= 0])
     jumped = ((tracked.det_iou[taken] >= _JUMPED_IOU) & seen.same_prompt[taken][:, rows]).any(0)
@@ -264,7 +271,7 @@ def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: Trac
 def _nearness(seen: Outlook, centre: Float64Array) -> Float64Array:
     """``(N, M)`` 1 at ``centre`` ``(M, 2)``, 0 at an object's reach, negative beyond."""
     distance = np.linalg.norm(seen.det_centre[:, None] - centre[None], axis=2)
-    reach = _REACH_PER_SIZE * seen.extent * np.sqrt(1.0 + seen.unseen)
+    reach = _REACH_PER_SIZE * seen.extent * np.sqrt(1.0 + seen.elapsed)
     return np.asarray(1 - distance / np.maximum(reach, 1e-6))
 
 

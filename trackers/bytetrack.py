@@ -205,6 +205,9 @@ class ByteTrackTracker:
             np.array(withdrawn, np.int64),
         )
 
+    def skip(self, num_frames: int) -> None:
+        """See :class:`pipeline.types.Tracker`. Nothing follows from it: boxes are only ever matched where they overlap."""
+
     def forget(self, track_ids: Int64Array) -> None:
         """Stop following these objects, as if they had never been."""
         self._keep(~np.isin(np.array([track.track_id for track in self._tracks], np.int64), track_ids))

@@ -36,7 +36,7 @@ from trackers.rendering import LowResTracks, render
 from trackers.sam_heads import NO_OBJECT_LOGIT, Decoded, SamHeads, Vision
 from trackers.state_files import read_state, write_state
 
-_STATE_VERSION = 3
+_STATE_VERSION = 4
 _TENSORS = "tracker.safetensors"
 _PREFIX = "adaptive."
 _BOX_LOGIT = 10.0
@@ -283,6 +283,11 @@ class Sam3MemoryTracker:
             logits if visible.all() else logits[np.flatnonzero(visible)],
             withdrawn,
         )
+
+    def skip(self, num_frames: int) -> None:
+        """See :class:`pipeline.types.Tracker`. In exact mode nothing follows from it: attention looks everywhere."""
+        if self._adaptive is not None:
+            self._adaptive.trajectories.skip(num_frames)
 
     def forget(self, track_ids: Int64Array) -> None:
         """Stop following these objects: their memories go, nothing else changes."""

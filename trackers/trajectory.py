@@ -40,6 +40,8 @@ class Trajectories:
     """
     unseen: Int64Array
     """``(M,)`` frames since a detection was the object's."""
+    skipped: Int64Array
+    """``(M,)`` frames since then that nobody saw: they widen where it may be and make it no older."""
     since_attention: Int64Array
     """``(M,)`` frames without attention since it last ran for the object."""
     pending: Int64Array
@@ -48,7 +50,7 @@ class Trajectories:
     @classmethod
     def none(cls) -> Trajectories:
         """No objects."""
-        clocks = (np.zeros(0, np.int64) for _ in range(3))
+        clocks = (np.zeros(0, np.int64) for _ in range(4))
         return cls(np.zeros((0, 8)), np.zeros((0, 8, 8)), np.zeros((0, 4)), np.zeros(0), *clocks)
 
     @classmethod
@@ -57,7 +59,7 @@ class Trajectories:
         mean, covariance = kalman.begin(kalman.measure(boxes))
         zeros = np.zeros(len(boxes), np.int64)
         whole = boxes.astype(np.float64)
-        return cls(mean, covariance, whole, extents(whole), zeros, since_attention, zeros.copy())
+        return cls(mean, covariance, whole, extents(whole), zeros, zeros.copy(), since_attention, zeros.copy())
 
     def __len__(self) -> int:
         return len(self.unseen)
@@ -75,6 +77,11 @@ class Trajectories:
         """One frame later; what is out of sight neither grows nor shrinks."""
         self.mean[self.unseen > 0, 6:] = 0
         self.mean, self.covariance = kalman.predict(self.mean, self.covariance)
+
+    def skip(self, num_frames: int) -> None:
+        """So many frames never came; where things were heading before says little about where they are."""
+        self.skipped += num_frames
+        self.mean[:, 4:] = 0
 
     @property
     def centre(self) -> Float64Array:

@@ -26,6 +26,7 @@ from pipeline.live.linker import Linked, LinkerConfig, LiveLinker, Seen
 from pipeline.live.phrases import PhraseTable
 from pipeline.live.stats import CameraStats, StageStats
 from pipeline.sources.live import LiveFrame, Lost, State
+from pipeline.telemetry import STARTED_S
 from pipeline.types import Detections, Detector, Prompts, Tracker
 
 LOGGER = logging.getLogger("masklet.live")
@@ -33,6 +34,8 @@ _FIRST_BACKOFF_S, _BACKOFF_CAP_S = 0.25, 10.0
 _CALM_S = 60.0
 """A camera that did not fail for so long begins with the shortest wait again."""
 _COMPLAIN_EVERY_S = 30.0
+_STEP_WEIGHT = 0.1
+"""Of the newest step in the usual one."""
 
 
 class CameraFeed(Protocol):
@@ -91,7 +94,11 @@ class Camera:
     """When it was last taken a frame from."""
     next_frame: int = 0
     """One after the last frame that was tracked."""
+    step_s: float = 0.0
+    """Usual time between frames that were tracked."""
     lost_wall_s: float | None = None
+    start_up_s: float = 0.0
+    """What of the gap at hand is this process's own: it took so long to get ready."""
     is_closed: bool = False
     """A gap was too long: the session has ended, the next frame begins another."""
     pending: Linked = field(default_factory=Linked)
@@ -252,7 +259,9 @@ class CameraWorker:
     def _is_over(self, camera: Camera, lost: Lost | None) -> bool:
         if lost is not None and lost.is_final:
             return True
-        return camera.lost_wall_s is not None and time.time() - camera.lost_wall_s > self._max_gap_s
+        if camera.lost_wall_s is None:
+            return False
+        return time.time() - camera.lost_wall_s > self._max_gap_s + camera.start_up_s
 
     def _close_session(self, camera: Camera, reason: str) -> Linked:
         """Make final what is held back and end all objects; ids do not go on."""
@@ -328,7 +337,8 @@ class CameraWorker:
         if camera.linker is None:
             return self._begin_first(camera, live), Linked()
         linked = Linked()
-        too_long = live.gap_s is not None and live.gap_s > self._max_gap_s
+        too_long = live.gap_s is not None and live.gap_s > self._max_gap_s + camera.start_up_s
+        camera.start_up_s = 0.0
         if too_long and not camera.is_closed:
             linked = self._close_session(camera, "a long gap")
         was_closed, camera.is_closed = camera.is_closed, False
@@ -337,6 +347,8 @@ class CameraWorker:
             camera.stats.sessions += 1
         if camera.tracker is None:
             camera.tracker = self._make_tracker(camera.stream_id, camera.linker.session)
+        elif live.gap_s is not None and camera.step_s:
+            camera.tracker.skip(round(live.gap_s / camera.step_s))
         events = []
         if live.gap_s is not None and camera.lost_wall_s is None:  # short, and over before anybody looked
             began_s, detail = live.wall_s - live.gap_s, f"no frame for {live.gap_s:.1f} s"
@@ -394,6 +406,9 @@ class CameraWorker:
     def _count(self, camera: Camera, live: LiveFrame) -> None:
         now_s = time.monotonic()
         camera.next_frame = live.frame.index + 1
+        step_s = live.frame.pts_s - camera.marks.past.pts_s
+        if live.gap_s is None and step_s > 0 and camera.stats.tracked:
+            camera.step_s += (step_s - camera.step_s) * (_STEP_WEIGHT if camera.step_s else 1.0)
         camera.marks.saw(live.frame.pts_s, live.wall_s)
         camera.stats.tracked += 1
         camera.stats.recent_tracked.add(1.0, now_s)
@@ -433,6 +448,7 @@ class CameraWorker:
             "phrases": camera.phrases.state(),
             "next_frame": camera.next_frame,
             "tracked": camera.stats.tracked,
+            "step_s": camera.step_s,
             "saved_wall_s": time.time(),
         }
         commit, num_masklets = prepare_state(camera.folder, state, camera.tracker.save), linker.num_masklets
@@ -477,7 +493,7 @@ class CameraWorker:
         camera.linker.restore(state["linker"], time.monotonic())
         camera.linker.adopt(camera.marks.num_masklets, camera.marks.births(camera.linker.session))
         camera.phrases.restore(**state["phrases"])
-        camera.stats.tracked = state["tracked"]
+        camera.stats.tracked, camera.step_s = state["tracked"], state["step_s"]
         camera.tracker = self._make_tracker(camera.stream_id, camera.linker.session)
         try:
             camera.tracker.restore(tracker_folder)
@@ -497,6 +513,8 @@ class CameraWorker:
         detail = "; ".join(p for p in ("the worker was restarted", missing) if p)
         LOGGER.warning("%s: %s", camera.stream_id, detail)
         camera.lost_wall_s = wall_s or saved_wall_s
+        if camera.lost_wall_s < STARTED_S:  # what was lost since is the camera's or ours; loading models is ours
+            camera.start_up_s = time.time() - STARTED_S
         return [linker.stream_event("stream_gap", time.time(), detail)]
 
 

@@ -65,14 +65,10 @@ def run_stream(
         UsageError, SourceError, ModelError, RunExistsError: nothing could be started, or nothing could be read.
         RunInterruptedError: Ctrl-C or SIGTERM; what was handed out is safe and ``--resume`` goes on with the same ids.
     """
-    config = with_placeholder(live_config(config))
-    specs = parse_cameras(options.urls or config.sources, realtime=options.realtime)
-    if not specs and options.serve is None:
-        raise UsageError("no camera given", "", "name a URL, a webcam number or a file")
     stop = stop or threading.Event()
     with ExitStack() as stack:
         interrupted = stack.enter_context(_signals(stop))
-        service = _service(config, options, specs, models) if options.ray == "off" else _remote(config, options, specs)
+        service = open_service(config, options, models)
         try:
             if options.serve is not None:
                 assert service.board is not None  # made with it
@@ -89,6 +85,19 @@ def run_stream(
     if failure is not None:
         raise failure
     return 1 if service.any_failed else 0
+
+
+def open_service(config: Config, options: StreamOptions, models: Models | None = None) -> StreamService | RemoteService:
+    """The cameras, ready to run, in this process or in actors; the caller closes it.
+
+    Raises:
+        UsageError, SourceError, ModelError, RunExistsError: nothing could be started.
+    """
+    config = with_placeholder(live_config(config))
+    specs = parse_cameras(options.urls or config.sources, realtime=options.realtime)
+    if not specs and options.serve is None:
+        raise UsageError("no camera given", "", "name a URL, a webcam number or a file")
+    return _service(config, options, specs, models) if options.ray == "off" else _remote(config, options, specs)
 
 
 def _token(options: StreamOptions) -> str | None:

@@ -134,6 +134,9 @@ class NearestTracker:
         self.tracks[track_id] |= {"x": x, "y": y}
         return track_id
 
+    def skip(self, num_frames: int) -> None:
+        """It looks everywhere."""
+
     def forget(self, track_ids: np.ndarray) -> None:
         for track_id in track_ids.tolist():
             self.tracks.pop(track_id, None)

@@ -21,6 +21,7 @@ from pipeline.sources.live_open import CameraSpec
 from pipeline.types import Frame, Prompts
 from tests.live.fakes import ColourDetector, NearestTracker, prompts_of
 from tests.live.rtsp_server import picture
+from workers import camera_worker
 from workers.camera_worker import CameraOutput, CameraWorker
 
 CONFIG = LinkerConfig(delay_frames=0, probation_frames=5, lost_after_s=0.3, end_after_s=2.0)
@@ -332,6 +333,43 @@ def test_the_gap_of_a_restart_counts_from_the_last_frame_not_from_the_save(tmp_p
     assert 4 < back.gap_s < 9
     source.stop()
     source.join(5)
+
+
+def test_what_a_restarted_worker_needs_to_get_ready_is_no_gap_of_the_camera(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed 3 s ago, started again at once, models there only now: longer than a gap may be."""
+    first = Bench("a", folder=tmp_path, max_gap_s=2.0)
+    first.cameras["a"].start_wall_s = time.time() - 3 - 1
+    first.cameras["a"].film(10)
+    first.step(10)
+    first.worker.save("a")()
+    ids = {}
+    for began_ago_s in (2.9, 0.0):
+        monkeypatch.setattr(camera_worker, "STARTED_S", time.time() - began_ago_s)
+        second = Bench("a", folder=tmp_path, max_gap_s=2.0)
+        second.step()
+        second.cameras["a"].film(3, gap_s=3.1)
+        second.step(3)
+        ids[began_ago_s] = second.rows("a")[second.cameras["a"].next_index - 1]
+        second.cameras["a"].film(1, gap_s=2.5)  # the next gap is the camera's own
+        second.step()
+        assert [e for e, _ in second.events("a")].count("ended") >= 2
+    assert ids == {2.9: [1, 2], 0.0: [5, 6]}
+
+
+def test_the_tracker_is_told_how_much_it_missed() -> None:
+    bench = Bench("a")
+    bench.cameras["a"].film(10)
+    bench.step(10)
+    told: list[int] = []
+    bench.trackers[0].skip = told.append  # type: ignore[method-assign]
+    bench.cameras["a"].film(3, gap_s=4.0)
+    bench.step(3)
+    assert told == [40]
+    bench.cameras["a"].film(1, gap_s=6.0)  # too long: another tracker, which missed nothing
+    bench.step()
+    assert told == [40]
 
 
 def test_a_damaged_state_costs_one_camera_its_ids_and_no_number_is_given_twice(

@@ -162,6 +162,43 @@ def test_appearance_speaks_against_a_look_at_the_same_place() -> None:
     assert stitch.gap_score(a, different, 50) == 0.0
 
 
+def passing(
+    at: float, frames: range, screen: tuple[float, float], *, speed: float = 2.0, chunk: int = 0
+) -> stitch.Tracklet:
+    """The ends of a 20 px thing that moves sideways behind a screen, as far as it is seen."""
+    rows = []
+    for frame in frames:
+        x1 = at + speed * frame
+        seen = [x1, min(x1 + 20, screen[0])] if x1 < screen[0] else [max(x1, screen[1]), x1 + 20]
+        if seen[1] - seen[0] >= 2:
+            rows.append((frame, [seen[0], 0.0, seen[1], 20.0]))
+    index, boxes = np.array([f for f, _ in rows]), np.array([b for _, b in rows], np.float32)
+    return stitch.Tracklet(chunk, 1, "cat", index[:30], boxes[:30], index[-30:], boxes[-30:])
+
+
+def test_what_goes_behind_a_screen_is_known_again_although_it_left_as_a_sliver() -> None:
+    a, b = (passing(0, frames, (100, 170), chunk=k) for k, frames in enumerate((range(60), range(70, 130))))
+    assert a.tail_xyxy[-1, 2] - a.tail_xyxy[-1, 0] < 4
+    assert b.head_xyxy[0, 2] - b.head_xyxy[0, 0] < 4
+    assert stitch.gap_score(a, b, 60) > 0.9
+    elsewhere = passing(90, range(70, 130), (100, 170), chunk=1)
+    assert stitch.gap_score(a, elsewhere, 60) < 0.6
+
+
+def test_what_turned_around_behind_a_screen_may_be_where_no_speed_would_put_it() -> None:
+    """Gone to the right at 2 px a frame, back to the left after 50 frames, or standing there all the time."""
+    box = np.array([[0, 0, 20, 20]], np.float32)
+    going, away, still = np.array([2, 0, 2, 0]), np.array([-2, 0, -2, 0]), np.zeros(4)
+
+    def tracklet(chunk: int, x: float, first: int, step: np.ndarray) -> stitch.Tracklet:
+        frames = np.arange(first, first + 10)
+        boxes = (box + [x, 0, x, 0] + step * np.arange(10)[:, None]).astype(np.float32)
+        return stitch.Tracklet(chunk, 1, "cat", frames, boxes, frames, boxes)
+
+    assert stitch.gap_score(tracklet(0, 0, 0, going), tracklet(1, 50, 59, away), 60) > stitch.MIN_GAP_SCORE
+    assert stitch.gap_score(tracklet(0, 18, 0, still), tracklet(1, 50, 59, still), 60) < stitch.MIN_GAP_SCORE
+
+
 def look(angle_deg: float) -> np.ndarray:
     return np.array([np.cos(np.deg2rad(angle_deg)), np.sin(np.deg2rad(angle_deg))], np.float32)
 

@@ -148,6 +148,26 @@ def test_an_object_that_comes_out_edge_first_keeps_its_id(parts: SimpleNamespace
             assert low.track_id.tolist() == [1], f"at {t} px"
 
 
+@pytest.mark.parametrize("skipped", [0, 60])
+def test_an_object_that_was_far_along_when_the_frames_came_again(
+    parts: SimpleNamespace, tmp_path: Path, skipped: int
+) -> None:
+    """Frames that never came make nobody older than ``lost_frames``, and the saved state knows of them."""
+    before, after = [(1, 1, RED), (1, 20, BLUE)], [(22, 8, RED), (20, 20, BLUE)]
+    made = Watched(parts, lost_frames=10)
+    made.run(still(*before, frames=12))
+    if skipped:
+        made.tracker.skip(skipped)
+    made.tracker.save(tmp_path)
+    again = Watched(parts, lost_frames=10)
+    again.tracker.restore(tmp_path)
+    seen = again.run(still(*after, frames=3), start=12)
+    assert [sorted(frame) for frame in seen[1:]] == ([[1, 2]] * 2 if skipped else [[3, 4]] * 2)
+    if skipped:
+        assert seen[-1] == {1: after[0], 2: after[1]}
+        assert not again.tracker._adaptive.trajectories.skipped.any()  # type: ignore[union-attr]
+
+
 def test_what_comes_in_another_colour_is_another_object(parts: SimpleNamespace) -> None:
     frames = still((12, 12, RED), frames=12) + still(frames=6) + still((12, 12, BLUE), frames=6)
     assert list(Watched(parts).run(frames)[-1]) == [2]

@@ -36,6 +36,7 @@ def outlook(objects: list[dict[str, Any]], dets: list[dict[str, Any]], **changes
         likeness=np.cos(det_look[:, None] - look[None]).astype(np.float32),
         resemblance=np.cos(look[:, None] - look[None]).astype(np.float32),
         unseen=column(objects, "unseen", 0, np.int64),
+        skipped=column(objects, "skipped", 0, np.int64),
         since_attention=column(objects, "since", 0, np.int64),
         **changes,
     )
@@ -102,6 +103,12 @@ def test_a_lost_object_is_found_where_it_can_be_and_not_elsewhere() -> None:
     assert claim([lost], [{"at": (65, 50)}]) == [0]
     assert claim([lost], [{"at": (70, 50)}]) == [-1]
     assert claim([{"at": (50, 50), "unseen": 1}], [{"at": (65, 50)}]) == [-1]
+
+
+def test_frames_that_never_came_widen_where_an_object_can_be() -> None:
+    assert claim([{"at": (50, 50)}], [{"at": (85, 50)}]) == [-1]
+    assert claim([{"at": (50, 50), "skipped": 40}], [{"at": (85, 50)}]) == [0]
+    assert reasons([{"at": (50, 50), "skipped": 40}], [{"at": (50, 50)}]) == [Reason.UNSEEN]
 
 
 def test_a_lost_object_is_not_found_in_what_looks_unlike() -> None:
