@@ -1,12 +1,13 @@
 """``uv run python -m benchmarks.distributed``: what jobs on Ray must reach, measured on this machine.
 
-* ``scaling``: 24 clips of 300 frames with the tiny model, one torch thread per worker: ``--ray off``, Ray with one
-  worker and Ray with two take turns on a third of the clips each; frames/s from the moment that all workers have their
-  models to the last report, and the median of the three ratios. Start-up is listed beside it. Rows must be equal.
+* ``scaling``: 24 clips of 300 frames with the tiny model and one phrase, one torch thread per worker: ``--ray off``,
+  Ray with one worker and Ray with two take turns on a third of the clips each; frames/s from the moment that all
+  workers have their models to the last report, and the median of the three ratios. Start-up is listed beside it. Rows
+  must be equal.
 * ``schedule``: four nodes of two pretended GPUs, 200 uneven videos of 1 s on average that are slept, not tracked:
   makespan over the ideal one.
 * ``many``: 1,000 entries of tiny clips, one in twenty broken: statuses, time, peak memory of the driver.
-* ``workers``: a few short clips with the tiny model on 1, 2 and 4 workers: equal rows.
+* ``workers``: a few short clips with the tiny model and two phrases on 1, 2 and 4 workers: equal rows.
 * what Ray's object store held and spilled during all this.
 
 Only when they are named, because each takes longer than all of these:
@@ -37,6 +38,7 @@ from xml.etree import ElementTree
 from benchmarks.chunked import compare
 from benchmarks.parts import Part, Results
 from configs.load import load_config
+from configs.schema import Config
 from pipeline import api, open_run
 from pipeline.job import Executor, Job, Silent
 from pipeline.sources.file import VideoItem
@@ -47,7 +49,10 @@ from tests.flow.worlds import ROOT
 from workers.units import UnitProgress
 
 RESULTS = Path(__file__).parent / "results"
-CONFIG = load_config(None, ["prompts=[red circle, blue square]", "device.threads=1", "device.name=cpu"])
+ONE_PHRASE, TWO_PHRASES = (
+    load_config(None, [f"prompts=[{phrases}]", "device.threads=1", "device.name=cpu"])
+    for phrases in ("red circle", "red circle, blue square")
+)
 ROUNDS = 3
 DEFAULT_PARTS = ("scaling", "schedule", "many", "workers")
 _NOT_PASSED = ("failure", "error", "skipped")
@@ -94,13 +99,15 @@ class _Clock:
         self._executor.close()
 
 
-def turn(name: str, clips: Sequence[VideoItem], placement: api.Placement, out: Path) -> Rate:
+def turn(
+    name: str, clips: Sequence[VideoItem], placement: api.Placement, out: Path, config: Config = ONE_PHRASE
+) -> Rate:
     """Track the clips and time it."""
     started = time.perf_counter()
-    clock = _Clock(api.open_executor(CONFIG, clips, placement), started)
+    clock = _Clock(api.open_executor(config, clips, placement), started)
     try:
-        manifest = Manifest("0", {"fingerprint": "f"}, list(CONFIG.prompts), [], "d")
-        done = Job(CONFIG, RunWriter.create(out, manifest, ""), clock).execute(clips, Silent())
+        manifest = Manifest("0", {"fingerprint": "f"}, list(config.prompts), [], "d")
+        done = Job(config, RunWriter.create(out, manifest, ""), clock).execute(clips, Silent())
     finally:
         clock.close()
     frames = done.counts["frames"] - clock.done_before
@@ -174,7 +181,7 @@ def workers(folder: Path, num_clips: int, num_frames: int) -> dict[str, Any]:
     items = [VideoItem(c.stem, str(c)) for c in clips]
     session = connect("local", num_cpus=4)
     try:
-        turns = [turn(f"ray {n}", items, api.Placement("auto", n), folder / f"{n}") for n in NUM_WORKERS]
+        turns = [turn(f"ray {n}", items, api.Placement("auto", n), folder / f"{n}", TWO_PHRASES) for n in NUM_WORKERS]
         store = object_store()
     finally:
         session.close()

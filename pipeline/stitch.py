@@ -108,21 +108,22 @@ class _Whole:
 
     first: int
     last: int
-    begin: Float32Array
+    begin: NDArray[np.float64]
     """``(2,)`` centre x, y on the first of them."""
-    end: Float32Array
+    end: NDArray[np.float64]
     size: float
     """Square root of the largest box area."""
-    velocity: Float32Array
+    velocity: NDArray[np.float64]
     """``(2,)`` pixels per frame of the centre."""
 
     @classmethod
     def of(cls, frames: NDArray[np.int64], xyxy: Float32Array) -> _Whole:
         """Of boxes ``(K, 4)`` on ``(K,)`` frames."""
-        sizes = np.sqrt(np.maximum(xyxy[:, 2:] - xyxy[:, :2], 0).prod(1))
+        boxes = xyxy.astype(np.float64)
+        sizes = np.sqrt(np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(1))
         rows = np.flatnonzero(sizes >= _WHOLE_SHARE * sizes.max())
         first, last = int(frames[rows[0]]), int(frames[rows[-1]])
-        begin, end = ((xyxy[row, :2] + xyxy[row, 2:]) / 2 for row in (rows[0], rows[-1]))
+        begin, end = ((boxes[row, :2] + boxes[row, 2:]) / 2 for row in (rows[0], rows[-1]))
         return cls(first, last, begin, end, float(sizes.max()), (end - begin) / max(last - first, 1))
 
 

@@ -206,7 +206,7 @@ class ByteTrackTracker:
         )
 
     def skip(self, num_frames: int) -> None:
-        """See :class:`pipeline.types.Tracker`. Nothing follows from it: boxes are only ever matched where they overlap."""
+        """See :class:`pipeline.types.Tracker`. Nothing follows: boxes are only ever matched where they overlap."""
 
     def forget(self, track_ids: Int64Array) -> None:
         """Stop following these objects, as if they had never been."""
