@@ -77,6 +77,21 @@ def test_gaps_are_told_from_changes_of_size() -> None:
     assert not bench.gap_report([*lines, event("stream_reconnected", 9.0, 4.9)])["one_event_per_gap"]
 
 
+def test_what_an_earlier_kill_cost_is_not_counted_again() -> None:
+    def row(frame: int) -> dict[str, Any]:
+        return {"type": "masklet", "prompt": "disc", "masklet_id": 1, "frame": frame}
+
+    def restart(detail: str) -> list[dict[str, Any]]:
+        gap = {"type": "event", "kind": "stream_gap", "detail": detail, "gap_s": None}
+        return [gap, {**gap, "kind": "stream_reconnected", "detail": "ids go on", "gap_s": 3.0}]
+
+    before = [row(1), row(2), *restart("the worker was restarted; rows of frames 2..2 may be missing"), row(3), row(4)]
+    after = [*restart("the worker was restarted; rows of frames 4..4 may be missing"), row(5)]
+    found = bench._compared(before, after, kept={1, 3})
+    assert (found["missing_frames"], found["missing_and_not_said"], found["ids_go_on"]) == (1, 0, True)
+    assert bench._compared(before, after, kept={1})["missing_and_not_said"] == 1
+
+
 def check_soak(result: dict[str, Any], max_slope_mb: float) -> None:
     assert result["ids_never_reused"]
     assert result["last_session"] == 0
