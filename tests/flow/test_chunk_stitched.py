@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.chunked import compare
+from benchmarks.chunked import Compared, compare
 from configs.schema import Config
 from pipeline import report
 from pipeline.assemble import Assembler
@@ -22,30 +22,30 @@ from workers.video_state import Looks
 SIZE = (60, 100)
 
 
-def assert_as_good_as_whole(seed: int, num_frames: int, folder: Path, *, with_model: bool) -> None:
-    got = compare(seed, num_frames, folder, with_model=with_model)
+def assert_as_good_as_whole(got: Compared, num_frames: int) -> None:
     assert got.is_complete
     assert got.num_chunks == num_frames // 225
-    assert got.idf1 >= 0.98
     assert got.hota_chunked >= got.hota_whole - 0.01
 
 
-def test_chunked_equals_whole(tmp_path: Path) -> None:
-    assert_as_good_as_whole(1, 460, tmp_path, with_model=False)
+def test_chunked_is_as_true_as_whole(tmp_path: Path) -> None:
+    """ByteTrack gives things new ids that come out from behind the screens at the cuts; stitching knows them again."""
+    got = compare(1, 460, tmp_path, with_model=False)
+    assert_as_good_as_whole(got, 460)
+    assert got.num_masklets[1] <= got.num_masklets[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_long_clips_chunked_equal_whole(tmp_path: Path, seed: int) -> None:
-    assert_as_good_as_whole(seed, 900, tmp_path, with_model=False)
+def test_long_clips_chunked_are_as_true_as_whole(tmp_path: Path, seed: int) -> None:
+    assert_as_good_as_whole(compare(seed, 900, tmp_path, with_model=False), 900)
 
 
 @pytest.mark.slow
-def test_chunked_is_as_true_as_whole_with_the_tiny_model(tmp_path: Path) -> None:
-    # The tiny model loses things behind screens in either run, and not the same ones: only the truth is the measure.
+def test_chunked_has_the_identities_of_the_whole_with_the_tiny_model(tmp_path: Path) -> None:
     got = compare(0, 900, tmp_path, with_model=True)
-    assert got.is_complete
-    assert got.hota_chunked >= got.hota_whole - 0.01
+    assert_as_good_as_whole(got, 900)
+    assert got.idf1 >= 0.98
 
 
 # -- looks: from the tracker to the links ------------------------------------------------------------------------------
