@@ -69,12 +69,12 @@ def test_a_device_out_of_memory_costs_its_video_only(
     assert open_run(tmp_path / "run").table().equals(rows)
 
 
-@pytest.mark.parametrize("chunk", [(), ("--chunk", "1s")])
+@pytest.mark.parametrize("chunk", [(), ("--chunk", "1s", "--overlap", "0.4s")])
 def test_a_video_that_ends_before_the_start_costs_itself(world: World, tmp_path: Path, chunk: tuple[str, ...]) -> None:
     result = track(world, tmp_path / "run", "--start", "85", *chunk)
     assert result.exit_code == 1, result.output
     found = entries(tmp_path / "run")
-    assert [found[v]["status"] for v in ("v2", "v3")] == ["complete", "failed"]
+    assert [found[v]["status"] for v in ("v2", "v3")] == ["done", "failed"]
     assert "80 frames" in found["v3"]["error"]
 
 
