@@ -87,9 +87,7 @@ def compose(
     prompts: bool = True,
     staged_share: float = 0.0,
 ) -> Batch:
-    """`count` fresh scenes, some of them staged, with three prompts each; a share of all but the first is a box.
-
-    With a share of one, all of them are."""
+    """`count` fresh scenes, some of them staged, with three prompts each; a share of all but the first is a box."""
     items = [_scene(rng, shape.image, staged_share) for _ in range(count)]
     names, ltrb, covered = token_targets(items, shape.grid)
     owner: list[int] = []
@@ -100,7 +98,7 @@ def compose(
         drawn = int(rng.integers(2))
         for k, query in enumerate(scenes.sample_queries(rng, item)):
             hits, text = item.find(query), phrase(rng, query)
-            if (k or exemplar_share == 1) and item.things and rng.random() < exemplar_share:
+            if k and item.things and rng.random() < exemplar_share:
                 crowd = np.array([len(item.like(i)) for i in range(len(item.things))], float)
                 example = int(rng.choice(len(crowd), p=crowd**2 / (crowd**2).sum()))  # mostly one with others like it
                 hits, text = item.like(example), EXEMPLAR_TEXT
@@ -203,10 +201,6 @@ def _start(args: argparse.Namespace, shape: Shape) -> tuple[Sam3LiteTextModel, T
         heads.load_state_dict(saved["heads"])
     training_mode(model)
     model.vision_encoder.backbone.requires_grad_(args.vit_scale > 0)
-    if args.only:
-        model.requires_grad_(False)
-        heads.requires_grad_(False)
-        model.get_submodule(args.only).requires_grad_(True)
     return model, heads
 
 
@@ -280,7 +274,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1.1e-3)
     parser.add_argument("--vit-scale", type=float, default=0.7, help="rate of the image encoder; 0 freezes it")
-    parser.add_argument("--only", default="", help="module to train, all else at rest: geometry_encoder")
     parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--clip", type=float, default=2.0)
     parser.add_argument("--token-weight", type=float, default=0.7)
