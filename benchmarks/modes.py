@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +29,26 @@ CONTESTANTS = {
 }
 
 
-def track_all(count: int, threads: int) -> dict[str, list[Scored]]:
-    """Every clip under every contestant."""
+def track_all(count: int, workers: int) -> dict[str, list[Scored]]:
+    """Every clip under every contestant, several clips at a time."""
     found: dict[str, list[Scored]] = {name: [] for name in CONTESTANTS}
-    with tempfile.TemporaryDirectory() as folder:
-        for number, (seed, category) in enumerate(evaluation_set(count), start=1):
-            clip, path = evaluation_clip(seed, category), Path(folder) / f"{seed}.mp4"
-            encode(clip, path)
-            for name, (tracker, mode) in CONTESTANTS.items():
-                options = [f"tracker.mode={mode}", f"device.threads={threads}"]
-                found[name].append(score(clip, run_pipeline(clip, path, PACKAGED, tracker, options)))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for number, scores in enumerate(pool.map(track, *zip(*evaluation_set(count), strict=True)), start=1):
+            for name, scored in scores.items():
+                found[name].append(scored)
             print(f"clip {number} of {count}", flush=True)
+    return found
+
+
+def track(seed: int, category: str) -> dict[str, Scored]:
+    """One clip under every contestant."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        clip, path = evaluation_clip(seed, category), Path(folder) / f"{seed}.mp4"
+        encode(clip, path)
+        for name, (tracker, mode) in CONTESTANTS.items():
+            options = [f"tracker.mode={mode}", "device.threads=1"]
+            found[name] = score(clip, run_pipeline(clip, path, PACKAGED, tracker, options))
     return found
 
 
@@ -84,10 +96,10 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=50)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="clips at a time")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    result = compare(track_all(options.clips, options.threads))
+    result = compare(track_all(options.clips, options.workers))
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "modes.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     text = f"`python -m benchmarks.modes`: {result['clips']} held-out clips, tiny model\n\n{table(result)}\n"
