@@ -27,6 +27,8 @@ _RIVAL_IOU = 0.1
 """A second detection or object with this overlap makes the first doubtful (SAM3's ``assoc_iou_thresh``)."""
 _REACH_PER_SIZE = 0.6
 """How far from its predicted place an object may be after one frame, in its own sizes."""
+_DRIFT = 0.1
+"""The same for each frame that never came, beside the square root of their number."""
 _MAX_SIZE_RATIO = 1.8
 """Side lengths: nothing is larger than this beside what it was, nor smaller while it is in sight. What comes out from
 behind something may be as small as its edge."""
@@ -105,6 +107,15 @@ class Outlook:
     def elapsed(self) -> Int64Array:
         """``(M,)`` frames since a detection was last the object's, those that never came included."""
         return self.unseen + self.skipped
+
+    @property
+    def spread(self) -> Float64Array:
+        """``(M,)`` by how much further an object may be than after one frame.
+
+        Square root of the time out of sight, as of a random walk: what is hidden is mostly near. Frames that never came
+        hide nothing: there things go on as they went, and the way grows with the time.
+        """
+        return np.asarray(np.sqrt(1.0 + self.elapsed) + _DRIFT * self.skipped)
 
     @property
     def same_prompt(self) -> BoolArray:
@@ -261,7 +272,7 @@ def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: Trac
         return tracked.is_there
     rows = tracked.rows
     distance = np.linalg.norm(tracked.centre - seen.centre[rows], axis=1)
-    near = distance <= seen.extent[rows] * np.sqrt(1.0 + seen.elapsed[rows])
+    near = distance <= seen.extent[rows] * seen.spread[rows]
     recent = seen.unseen[rows] < config.hide_after_frames
     taken = np.unique(claimed[claimed >= 0])
     jumped = ((tracked.det_iou[taken] >= _JUMPED_IOU) & seen.same_prompt[taken][:, rows]).any(0)
@@ -271,7 +282,7 @@ def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: Trac
 def _nearness(seen: Outlook, centre: Float64Array) -> Float64Array:
     """``(N, M)`` 1 at ``centre`` ``(M, 2)``, 0 at an object's reach, negative beyond."""
     distance = np.linalg.norm(seen.det_centre[:, None] - centre[None], axis=2)
-    reach = _REACH_PER_SIZE * seen.extent * np.sqrt(1.0 + seen.elapsed)
+    reach = _REACH_PER_SIZE * seen.extent * seen.spread
     return np.asarray(1 - distance / np.maximum(reach, 1e-6))
 
 

@@ -108,6 +108,8 @@ def test_a_lost_object_is_found_where_it_can_be_and_not_elsewhere() -> None:
 def test_frames_that_never_came_widen_where_an_object_can_be() -> None:
     assert claim([{"at": (50, 50)}], [{"at": (85, 50)}]) == [-1]
     assert claim([{"at": (50, 50), "skipped": 40}], [{"at": (85, 50)}]) == [0]
+    assert claim([{"at": (50, 50), "skipped": 40}], [{"at": (98, 50)}]) == [0]  # a steady mover
+    assert claim([{"at": (50, 50), "unseen": 40}], [{"at": (98, 50)}]) == [-1]
     assert reasons([{"at": (50, 50), "skipped": 40}], [{"at": (50, 50)}]) == [Reason.UNSEEN]
 
 
