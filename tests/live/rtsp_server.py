@@ -78,7 +78,9 @@ class Camera(threading.Thread):
             if encoder is None or size != self.size:
                 size = self.size
                 encoder = _encoder(*size, self.fps)
-            image = picture(*size, now_s + self._phase_s, int(time.time() * 1000) % 65536)
+            # The scene goes on while a camera is dead: its clock is the machine's, not the process's.
+            scene_s = time.monotonic() + self._phase_s
+            image = picture(*size, scene_s, int(time.time() * 1000) % 65536)
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = round(now_s * 90_000), Fraction(1, 90_000)
             for packet in encoder.encode(frame):
