@@ -34,8 +34,10 @@ _FIRST_BACKOFF_S, _BACKOFF_CAP_S = 0.25, 10.0
 _CALM_S = 60.0
 """A camera that did not fail for so long begins with the shortest wait again."""
 _COMPLAIN_EVERY_S = 30.0
-_STEP_WEIGHT = 0.1
-"""Of the newest step in the usual one."""
+_STEP_WEIGHT, _LONGEST_STEP = 0.1, 2.0
+"""Of the newest step in the usual one; and how many usual ones it may be."""
+_MISSED_FRAMES = 4
+"""More at once are told to the tracker; drops now and then are in the speed that it sees."""
 
 
 class CameraFeed(Protocol):
@@ -112,6 +114,25 @@ class Camera:
     complained_s: float = -_COMPLAIN_EVERY_S
     restart: str = ""
     """Why an earlier process's objects do not go on, to be said with the first frame."""
+
+    def num_missed(self, live: LiveFrame) -> int:
+        """About how many frames there were since the last one that was tracked: by the clock, and by stream time.
+
+        A camera that froze sends what it has at once: seconds of stream time within a moment, most of it dropped.
+        """
+        if not self.step_s or not self.stats.tracked:
+            return 0
+        return round(max(live.gap_s or 0.0, live.frame.pts_s - self.marks.past.pts_s) / self.step_s)
+
+    def note_step(self, live: LiveFrame) -> None:
+        """Learn the usual time between frames; before ``marks`` are told of this one."""
+        step_s = live.frame.pts_s - self.marks.past.pts_s
+        if live.gap_s is not None or step_s <= 0 or not self.stats.tracked:
+            return
+        if self.step_s:
+            self.step_s += (min(step_s, _LONGEST_STEP * self.step_s) - self.step_s) * _STEP_WEIGHT
+        else:
+            self.step_s = step_s
 
 
 class CameraWorker:
@@ -347,8 +368,8 @@ class CameraWorker:
             camera.stats.sessions += 1
         if camera.tracker is None:
             camera.tracker = self._make_tracker(camera.stream_id, camera.linker.session)
-        elif live.gap_s is not None and camera.step_s:
-            camera.tracker.skip(round(live.gap_s / camera.step_s))
+        elif (missed := camera.num_missed(live)) > _MISSED_FRAMES:
+            camera.tracker.skip(missed)
         events = []
         if live.gap_s is not None and camera.lost_wall_s is None:  # short, and over before anybody looked
             began_s, detail = live.wall_s - live.gap_s, f"no frame for {live.gap_s:.1f} s"
@@ -406,9 +427,7 @@ class CameraWorker:
     def _count(self, camera: Camera, live: LiveFrame) -> None:
         now_s = time.monotonic()
         camera.next_frame = live.frame.index + 1
-        step_s = live.frame.pts_s - camera.marks.past.pts_s
-        if live.gap_s is None and step_s > 0 and camera.stats.tracked:
-            camera.step_s += (step_s - camera.step_s) * (_STEP_WEIGHT if camera.step_s else 1.0)
+        camera.note_step(live)
         camera.marks.saw(live.frame.pts_s, live.wall_s)
         camera.stats.tracked += 1
         camera.stats.recent_tracked.add(1.0, now_s)

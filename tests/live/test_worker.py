@@ -372,6 +372,25 @@ def test_the_tracker_is_told_how_much_it_missed() -> None:
     assert told == [40]
 
 
+def test_a_burst_after_a_freeze_is_missed_by_stream_time() -> None:
+    """Thirty frames came at once and were dropped: no time went by, but three seconds of the scene."""
+    bench = Bench("a")
+    camera = bench.cameras["a"]
+    camera.film(10)
+    bench.step(10)
+    told: list[int] = []
+    bench.trackers[0].skip = told.append  # type: ignore[method-assign]
+    camera.next_index += 2  # a drop now and then is nothing
+    camera.film(3)
+    bench.step(3)
+    assert told == []
+    camera.next_index += 29
+    camera.film(3)
+    bench.step(3)
+    assert len(told) == 1
+    assert told[0] == pytest.approx(30, abs=4)
+
+
 def test_a_damaged_state_costs_one_camera_its_ids_and_no_number_is_given_twice(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
