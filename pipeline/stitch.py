@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count, pairwise
 
 import numpy as np
@@ -62,7 +63,7 @@ class ChunkSpan:
     core_stop: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tracklet:
     """The ends of one track inside one chunk."""
 
@@ -81,12 +82,12 @@ class Tracklet:
     tail_look: Float32Array | None = None
     """``(D,)`` how it looked when it was last seen."""
 
-    @property
+    @cached_property
     def whole_head(self) -> _Whole:
         """How it came."""
         return _Whole.of(self.head_frames, self.head_xyxy)
 
-    @property
+    @cached_property
     def whole_tail(self) -> _Whole:
         """How it left."""
         return _Whole.of(self.tail_frames, self.tail_xyxy)

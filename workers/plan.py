@@ -32,7 +32,8 @@ def frame_range(sampling: SamplingConfig, table: FrameTable) -> tuple[int, int]:
         raise NoVideoError(f"it has {len(table)} frames and ends before --start", redact(table.info.uri))
     stop = min(stop, len(table))
     if start >= stop and len(table):
-        raise ConfigError("no frames between start and stop", redact(table.info.uri))
+        where, todo = redact(table.info.uri), f"the video has {len(table)} frames"
+        raise ConfigError("no frames between start and stop", where, todo)
     return start, stop
 
 
