@@ -201,6 +201,9 @@ def _start(args: argparse.Namespace, shape: Shape) -> tuple[Sam3LiteTextModel, T
         heads.load_state_dict(saved["heads"])
     training_mode(model)
     model.vision_encoder.backbone.requires_grad_(args.vit_scale > 0)
+    if args.only:
+        for name, parameter in (*model.named_parameters(), *heads.named_parameters()):
+            parameter.requires_grad_(name.startswith(args.only))
     return model, heads
 
 
@@ -274,6 +277,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1.1e-3)
     parser.add_argument("--vit-scale", type=float, default=0.7, help="rate of the image encoder; 0 freezes it")
+    parser.add_argument("--only", default="", metavar="PART", help="everything but this part of the model rests")
     parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--clip", type=float, default=2.0)
     parser.add_argument("--token-weight", type=float, default=0.7)
