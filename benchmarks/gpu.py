@@ -221,6 +221,7 @@ def main() -> None:
     options.add_argument("--device", default="cuda")
     options.add_argument("--dtype", choices=("bfloat16", "float32"), default=None)
     options.add_argument("--frames", type=int, default=24, help="counted per case")
+    options.add_argument("--cases", nargs="+", metavar="KxP", help="objects x phrases, as 5x1 20x4; else all")
     options.add_argument("--minutes", type=float, default=9.0, help="everything is done by then")
     options.add_argument("--peak-tflops", type=float, default=None)
     options.add_argument("--compile", action="store_true", help="torch.compile ours")
@@ -237,7 +238,7 @@ def main() -> None:
         _write_one(one_frame(models, given.one_frame), given.out, where)
         return
     peak, rows, left_out = given.peak_tflops or _peak_of(device), list[dict[str, Any]](), list[str]()
-    for case in CASES:
+    for case in [_case(text) for text in given.cases or []] or CASES:
         if not deadline.allows(case):
             left_out.append(f"{case[0]} objects, {case[1]} phrases")
             continue
@@ -246,7 +247,7 @@ def main() -> None:
         deadline.note(case, deadline.spent_s - began)
         gc.collect()
         print(table(rows[-len(models_of(rows)) :]), f"\n{deadline.spent_s:.0f} s so far", flush=True)
-        _write(rows, left_out, given.out, where)
+        _write(rows, left_out, given.out / f"gpu{'_compiled' * given.compile}", where)
     print(table(rows), *(f"left out, not to be done in time: {case}" for case in left_out), sep="\n")
 
 
@@ -262,10 +263,16 @@ def models_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["name"] for row in rows))
 
 
+def _case(text: str) -> tuple[int, int]:
+    objects, prompts = text.split("x")
+    return int(objects), int(prompts)
+
+
 def _write(rows: Sequence[dict[str, Any]], left_out: Sequence[str], out: Path, where: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "gpu.json").write_text(json.dumps({"where": where, "rows": rows, "left_out": left_out}, indent=1) + "\n")
-    (out / "gpu.md").write_text(f"`python -m benchmarks.gpu`: {where}\n\n{table(rows)}\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found = {"where": where, "rows": rows, "left_out": left_out}
+    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    out.with_suffix(".md").write_text(f"`python -m benchmarks.gpu`: {where}\n\n{table(rows)}\n")
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ class Reference:
 
         def forced_detection(inference_session: Any, vision_embeds: Any) -> dict[int, dict[str, Tensor]]:
             found: dict[int, dict[str, Tensor]] = detection(inference_session, vision_embeds)
-            logits = torch.from_numpy(scene.logits(self.next_frame)).to(vision_embeds.last_hidden_state)
+            logits = scene.logits_on(self.next_frame, vision_embeds.last_hidden_state)
             for prompt, out in found.items():
                 rows = logits[torch.from_numpy(scene.prompt_id == prompt)]
                 out.update(
@@ -205,7 +205,7 @@ class Reference:
             if not len(inference_session.obj_ids):
                 return logits, scores
             self.raw = logits
-            return torch.from_numpy(scene.logits(frame_idx)).to(logits), torch.full_like(scores, IN_PICTURE)
+            return scene.logits_on(frame_idx, logits).clone(), torch.full_like(scores, IN_PICTURE)
 
         model.run_detection, model.run_tracker_propagation = forced_detection, forced_propagation
         for method, part in PARTS.items():

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from functools import cached_property, lru_cache, wraps
 from typing import Any
 
 import numpy as np
@@ -63,14 +63,27 @@ class Scene:
         masks: Float32Array = self._pictures[t // 4 % 2]
         return masks
 
+    @cached_property
+    def _boxes(self) -> Float32Array:
+        """``(2, K, 4)`` xyxy in 0..1, before and after the step."""
+        inside = self._pictures > 0
+        rows, cols = inside.any(3), inside.any(2)
+        y1, x1 = rows.argmax(2), cols.argmax(2)
+        boxes = np.stack([x1, y1, x1 + cols.sum(2), y1 + rows.sum(2)], axis=2) / self.mask_side
+        return boxes.astype(np.float32)
+
+    @lru_cache(maxsize=2)  # noqa: B019 -- a handful of scenes live as long as a benchmark
+    def _on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(self._pictures).to(device, dtype)
+
+    def logits_on(self, t: int, like: Tensor) -> Tensor:
+        """:meth:`logits` on the device and in the dtype of ``like``, without a transfer for each frame."""
+        return self._on(like.device, like.dtype)[t // 4 % 2]
+
     def detections(self, t: int, source_size: tuple[int, int]) -> Detections:
         """All objects of frame ``t``, in order."""
-        logits = self.logits(t)
-        rows, cols = (logits > 0).any(2), (logits > 0).any(1)
-        y1, x1 = rows.argmax(1), cols.argmax(1)
-        boxes = np.stack([x1, y1, x1 + cols.sum(1), y1 + rows.sum(1)], axis=1) / self.mask_side
-        scaled = (boxes * np.array([*source_size[::-1]] * 2)).astype(np.float32)
-        return Detections(scaled, np.full(self.objects, DETECTED, np.float32), self.prompt_id, logits.copy())
+        scaled = (self._boxes[t // 4 % 2] * np.array([*source_size[::-1]] * 2)).astype(np.float32)
+        return Detections(scaled, np.full(self.objects, DETECTED, np.float32), self.prompt_id, self.logits(t))
 
     def picture(self, t: int, side: int) -> UInt8Array:
         """``(side, side, 3)``: every object in a colour of its own on grey, with noise; repeats after 16 frames."""
@@ -139,7 +152,7 @@ class ForcedTracker(Sam3MemoryTracker):
             found = propagate(vision, bank, step, rows)
             at = np.arange(len(bank)) if rows is None else rows
             self.raw = dict(zip(at.tolist(), found.logits, strict=True))
-            logits = torch.from_numpy(scene.logits(step)[at]).to(found.logits)
+            logits = scene.logits_on(step, found.logits)[torch.from_numpy(at)]
             return Decoded(logits, torch.full_like(found.object_logit, IN_PICTURE), found.pointer)
 
         self._heads.propagate = forced  # type: ignore[method-assign]

@@ -13,10 +13,11 @@ object's detection covers; without a detection for ``hide_after_frames`` the obj
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import TrackerConfig
@@ -46,6 +47,18 @@ class _Survey:
     """``(N + A, M)`` cosine with the objects' mean looks."""
     resemblance: Float32Array
     """``(M, M)`` cosine of the objects' mean looks."""
+    looks: Tensor
+    """``(N + A, d)`` on the device; ``(N + A, 0)`` while nobody is known."""
+
+    def first(self, count: int) -> _Survey:
+        """Of the first ``count`` candidates only."""
+        return replace(
+            self,
+            iou=self.iou[:count, :count],
+            box=self.box[:count],
+            likeness=self.likeness[:count],
+            looks=self.looks[:count],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +149,15 @@ class Adaptive:
         path = self.trajectories
         path.predict()
         inside = det_logits > 0
-        outlook = self._outlook(found, inside, looks, detector_ran)
+        survey = self._survey(torch.cat([inside, moved(self.masks, path.shift)]), looks)
+        outlook = self._outlook(found, survey, detector_ran)
         reason, rests = who_attends(outlook, self._config)
         frame = _Frame(hidden, self._heads)
         attended = self._attend(step, frame, np.flatnonzero((rests < 0) & (reason != Reason.SLEEPS)))
-        survey = self._survey(torch.cat([inside, attended.found.logits > 0]), looks)
+        if len(attended.rows):
+            survey = self._survey(torch.cat([inside, attended.found.logits > 0]), looks)
+        else:
+            survey = survey.first(len(found))
         verdict = judge(outlook, reason, rests, attended.tracked(survey, len(found)), self._config)
         final = self._final(det_logits, attended, verdict.shows)
         evidence = self._evidence(found, attended, survey, verdict.shows, detector_ran)
@@ -149,16 +166,16 @@ class Adaptive:
         final = final.masked_fill(torch.from_numpy(plan.yields).to(final.device)[:, None, None], CLEARED_LOGIT)
         self._count(verdict)
         self._remember(step, frame, attended, final, prompts, verdict)
-        self._follow(final, survey.box, attended.rows, verdict, looks, detector_ran)
+        self._follow(final, survey, attended.rows, verdict, plan.yields, detector_ran)
         low = self._outcome(plan, ids, prompts, final, det_logits, evidence, verdict)
         self._bury_and_bear(step, frame, plan, inside, survey.box, looks)
         pending = bool(path.pending.any())
         self.hidden, self._vision = (hidden, frame.computed) if pending else (None, None)
         return low, plan
 
-    def _outlook(self, found: Detections, inside: Tensor, looks: FrameLooks, detector_ran: bool) -> Outlook:
+    def _outlook(self, found: Detections, survey: _Survey, detector_ran: bool) -> Outlook:
+        """From the detections and, after them in ``survey``, every object's last mask where it is expected."""
         path, n = self.trajectories, len(found)
-        survey = self._survey(torch.cat([inside, moved(self.masks, path.shift)]), looks)
         box = survey.box[:n].astype(np.float64)
         return Outlook(
             det_score=found.score,
@@ -183,14 +200,15 @@ class Adaptive:
         """One transfer to the host."""
         count, num_rows = len(inside), len(self.trajectories)
         likeness = inside.new_zeros((count + num_rows, num_rows), dtype=torch.float32)
+        described = likeness[:count, :0]
         if num_rows:
-            known = self._gallery.looks
-            likeness = torch.cat([looks.describe(inside), known]) @ known.T
+            described, known = looks.describe(inside), self._gallery.looks
+            likeness = torch.cat([described, known]) @ known.T
         tables = mask_iou(inside, inside), boxes(inside), likeness
         flat = torch.cat([table.float().flatten() for table in tables]).cpu().numpy()
         ends = np.cumsum([table.numel() for table in tables])[:-1]
         iou, box, like = (part.reshape(table.shape) for part, table in zip(np.split(flat, ends), tables, strict=True))
-        return _Survey(iou, box, like[:count], like[count:])
+        return _Survey(iou, box, like[:count], like[count:], described)
 
     def _attend(self, step: int, frame: _Frame, rows: Int64Array) -> _Attended:
         """Memory attention for ``rows``, after writing what they have pending."""
@@ -288,16 +306,16 @@ class Adaptive:
     def _follow(
         self,
         final: Tensor,
-        box: Float32Array,
+        survey: _Survey,
         attended: Int64Array,
         verdict: Verdict,
-        looks: FrameLooks,
+        yields: BoolArray,
         detector_ran: bool,
     ) -> None:
         """Place, look and clocks after this frame."""
         path, shows = self.trajectories, verdict.shows
         seen = np.flatnonzero(shows >= 0)
-        path.see(seen, box[shows[seen]].astype(np.float64))
+        path.see(seen, survey.box[shows[seen]].astype(np.float64))
         path.correct(seen)
         path.unseen = np.where(verdict.claimed >= 0, 0, path.unseen + detector_ran)
         path.skipped[verdict.claimed >= 0] = 0
@@ -306,9 +324,10 @@ class Adaptive:
         if len(final) == 0:
             return
         shown, plain = (torch.from_numpy(rows).to(final.device) for rows in (shows >= 0, verdict.is_plain))
-        inside = final > 0
-        self.masks = torch.where(shown[:, None, None], inside, self.masks)
-        self._gallery.see(looks.describe(inside), plain)
+        self.masks = torch.where(shown[:, None, None], final > 0, self.masks)
+        looks = F.pad(survey.looks, (0, 0, 0, 1))  # the last row: nothing is seen, which changes nothing
+        index = torch.from_numpy(np.where(yields, -1, shows)).to(final.device)
+        self._gallery.see(looks[index], plain)
 
     def _outcome(
         self,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.compiled import COMPILER, Backend, bucket, compiled, padded
+from pipeline.compiled import COMPILER, Backend, CudaGraphs, bucket, compiled, padded
 from pipeline.device_memory import with_smaller_batches
 from pipeline.telemetry import LOGGER
 from pipeline.types import Int64Array
@@ -92,8 +92,9 @@ class SamHeads:
         self.written_out_bytes = _CACHED_SCORES_BYTES
         """Size of one object's attention scores up to which reading one by one writes them out."""
         self._is_compiled = False
-        self._found: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._find
-        self._remembered: Callable[[Tensor, Tensor], Tensor] = self._remember
+        self._layer: Callable[..., Tensor] = self._attention_layer
+        self._tracked: Callable[..., tuple[Tensor, ...]] = self._track
+        self._remembered: Callable[..., tuple[Tensor, ...]] = self._remember
         grid = model.prompt_encoder.image_embedding_size
         self._grid = (int(grid[0]), int(grid[1]))
         self._constants()
@@ -122,14 +123,18 @@ class SamHeads:
         self._turns = torch.complex(cos[0, :, ::2].float(), sin[0, :, ::2].float())
 
     def compile(self, backend: Backend = COMPILER) -> SamHeads:
-        """Compile propagation and memory encoding; batches of objects are padded to a few sizes.
+        """Compile memory attention, mask decoding and memory encoding; batches of objects are padded to a few sizes.
 
-        How much is remembered changes with every frame at first: it is a dynamic dimension. Copies of the heads
-        (``copy.copy``) share what is compiled.
+        The layers of attention share their graphs. How much is remembered changes with every frame at first: it is a
+        dynamic dimension. On CUDA what comes after attention is recorded instead: its launches are what it costs.
+        Copies of the heads (``copy.copy``) share what is compiled.
         """
         self._is_compiled, self.one_by_one = True, False
-        self._found = compiled(self._find, backend, dynamic=None)
-        self._remembered = compiled(self._remember, backend)
+        self._layer = compiled(self._attention_layer, backend, dynamic=None)
+        if self.device.type == "cuda":
+            self._tracked, self._remembered = CudaGraphs(self._track), CudaGraphs(self._remember)
+        else:
+            self._tracked, self._remembered = compiled(self._track, backend), compiled(self._remember, backend)
         return self
 
     def _size(self, count: int) -> int:
@@ -210,7 +215,7 @@ class SamHeads:
         memory_age, pointer_age = ages
         given = (reading.memory, memory_age, reading.pointer, pointer_age)
         size = self._size(count)
-        found = self._found(vision.fine, vision.middle, vision.coarse, *(padded(part, size) for part in given))
+        found = self._find(vision.fine, vision.middle, vision.coarse, *(padded(part, size) for part in given))
         return Decoded(*(part[:count] for part in found))
 
     def _find(
@@ -222,22 +227,26 @@ class SamHeads:
         memory_age: Tensor,
         pointer: Tensor,
         pointer_age: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """The columns of :class:`Decoded`; see :class:`trackers.memory_bank.Reading` for what is given."""
         tokens, position, num_pointers = self._memory_tokens(memory, memory_age, pointer, pointer_age)
         features = self._attend(coarse, tokens, position, num_pointers)
-        return self._decode(fine, middle, features, self._no_mask, self._several)
+        return self._tracked(fine, middle, features)
 
     def _attend(self, coarse: Tensor, memory: Tensor, position: Tensor, num_pointers: int) -> Tensor:
         """Memory-conditioned features ``(G, C, h, w)`` (SAM2, section 4: memory attention)."""
         # The first self-attention sees the frame only: all objects share it.
         x = coarse.flatten(2).transpose(1, 2) + 0.1 * self._coarse_position
         for layer in self._model.memory_attention.layers:
-            x = x + self._self_attention(layer, x)
-            x = x + self._cross_attention(layer, x, position, memory, num_pointers)
-            x = x + layer.linear2(layer.activation(layer.linear1(layer.layer_norm3(x))))
+            x = self._layer(layer, x, position, memory, num_pointers)
         x = self._model.memory_attention.layer_norm(x)
         return _to_map(x, self._grid)
+
+    def _attention_layer(self, layer: Any, x: Tensor, position: Tensor, memory: Tensor, num_pointers: int) -> Tensor:
+        x = x + self._self_attention(layer, x)
+        x = x + self._cross_attention(layer, x, position, memory, num_pointers)
+        out: Tensor = x + layer.linear2(layer.activation(layer.linear1(layer.layer_norm3(x))))
+        return out
 
     def _memory_tokens(
         self, memory: Tensor, memory_age: Tensor, pointer: Tensor, pointer_age: Tensor
@@ -308,9 +317,18 @@ class SamHeads:
     def _rotate(self, x: Tensor) -> Tensor:
         """Axial rotary encoding of ``(G, heads, F * h * w, d)``, the same for each of F frames, in float32."""
         turns = self._turns
+        if self._is_compiled:  # torch.compile fuses real arithmetic only
+            cos, sin = torch.view_as_real(turns).unbind(-1)
+            a, b = x.float().unflatten(2, (-1, len(turns))).unflatten(-1, (-1, 2)).unbind(-1)
+            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+            return turned.flatten(-2).flatten(2, 3).to(x.dtype)
         pairs = torch.view_as_complex(x.float().unflatten(2, (-1, len(turns))).unflatten(-1, (-1, 2)))
         rotated: Tensor = torch.view_as_real(pairs * turns).flatten(-2).flatten(2, 3).to(x.dtype)
         return rotated
+
+    def _track(self, fine: Tensor, middle: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        """Objects that were found before: no prompt."""
+        return self._decode(fine, middle, features, self._no_mask, self._several)
 
     def _decode(
         self, fine: Tensor, middle: Tensor, features: Tensor, mask_prompt: Tensor, several: bool
@@ -363,13 +381,14 @@ class SamHeads:
         """Memory ``(M, S, 64)`` of mask logits ``(M, 4h, 4w)``; one without a positive pixel is absent."""
 
         def batch(part: Tensor) -> Tensor:
-            return self._remembered(vision.coarse, padded(part, self._size(len(part))))[: len(part)]
+            (memory,) = self._remembered(vision.coarse, padded(part, self._size(len(part))))
+            return memory[: len(part)]
 
         return self._fitting(lambda size: torch.cat([batch(part) for part in logits.split(size)]), len(logits))
 
-    def _remember(self, coarse: Tensor, logits: Tensor) -> Tensor:
+    def _remember(self, coarse: Tensor, logits: Tensor) -> tuple[Tensor]:
         enlarged = _resize(logits[:, None].float(), self._memory_side).to(coarse.dtype)
-        return self._encode(coarse, torch.sigmoid(enlarged), (logits > 0).flatten(1).any(1))
+        return (self._encode(coarse, torch.sigmoid(enlarged), (logits > 0).flatten(1).any(1)),)
 
     @property
     def _memory_side(self) -> tuple[int, int]:

@@ -54,10 +54,13 @@ def match(found: Found, targets: Tensor, counts: list[int]) -> tuple[Tensor, Ten
     return index[:, 0], index[:, 1], index[:, 2], index[:, 3]
 
 
-def detection_loss(found: Found, boxes: list[Tensor], masked: Tensor, masks: list[Tensor]) -> dict[str, Tensor]:
+def detection_loss(
+    found: Found, boxes: list[Tensor], masked: Tensor, masks: list[Tensor], negatives: float = 0.5
+) -> dict[str, Tensor]:
     """Weighted loss terms.
 
-    boxes: per prompt [n,4] xyxy; masked [M]: prompts that have masks; masks: per masked prompt [n,r,r] soft targets.
+    boxes: per prompt [n,4] xyxy; masked [M]: prompts that have masks; masks: per masked prompt [n,r,r] soft targets;
+    negatives: weight of the scores of what is not asked for.
     """
     layers, prompts, _ = found.logits.shape
     counts = [len(b) for b in boxes]
@@ -71,7 +74,7 @@ def detection_loss(found: Found, boxes: list[Tensor], masked: Tensor, masks: lis
     quality = torch.zeros_like(found.logits)
     quality[layer, prompt, query] = iou.detach().clamp(min=0.05).sqrt()
     weight = torch.where(
-        quality > 0, quality, 0.5 * found.logits.detach().sigmoid() ** 2
+        quality > 0, quality, negatives * found.logits.detach().sigmoid() ** 2
     )  # varifocal (Zhang et al., 2021)
     scores = F.binary_cross_entropy_with_logits(found.logits, quality, reduction="none") * weight
     present = torch.tensor([float(n > 0) for n in counts]).expand(layers, prompts)

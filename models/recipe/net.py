@@ -95,7 +95,7 @@ def detector_config(shape: Shape, vocabulary: int) -> Sam3LiteTextConfig:
         },
         geometry_encoder_config={
             "hidden_size": d,
-            "num_layers": 1,
+            "num_layers": 3,
             "num_attention_heads": 4,
             "intermediate_size": 2 * d,
             "dropout": 0.0,
@@ -254,11 +254,13 @@ def resampled(state: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def warm_start(model: Sam3LiteTextModel, folder: Path) -> None:
-    """Take over an older detector folder: resample its position table, map its words, keep everything else.
+    """Take over an older folder, of a detector or of a whole model: resample its position table, map its words, keep
+    everything else that still has the same shape.
 
     New words start as a copy of the known word they stand for (`vocabulary.word_table`), slightly perturbed.
     """
-    old = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+    stored = load_file(folder / "model.safetensors")
+    old = {k.removeprefix("detector_model."): v.float() for k, v in stored.items()}
     own = model.state_dict()
     old = resampled(old, round(own[_POSITIONS].shape[1] ** 0.5))
     key = next(k for k in old if k.endswith("token_embedding.weight"))
@@ -269,7 +271,7 @@ def warm_start(model: Sam3LiteTextModel, folder: Path) -> None:
         if known in ids_old:
             rows[index] = old[key][ids_old[known]] + (0.02 * torch.randn(rows.shape[1]) if known != word else 0)
     old[key] = rows
-    model.load_state_dict({k: v if v.shape == own[k].shape else own[k] for k, v in old.items()}, strict=False)
+    model.load_state_dict({k: v for k, v in old.items() if k in own and v.shape == own[k].shape}, strict=False)
 
 
 def training_mode(model: nn.Module) -> None:

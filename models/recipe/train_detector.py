@@ -213,13 +213,19 @@ def names_losses(model: Sam3LiteTextModel, heads: TokenHeads, batch: Batch) -> d
 
 
 def phrases_losses(
-    model: Sam3LiteTextModel, heads: TokenHeads, batch: Batch, phrases: Phrases, token_weight: float, with_masks: bool
+    model: Sam3LiteTextModel,
+    heads: TokenHeads,
+    batch: Batch,
+    phrases: Phrases,
+    token_weight: float,
+    with_masks: bool,
+    negatives: float = 0.5,
 ) -> dict[str, Tensor]:
     """Second stage: detection on every prompt, masks on one prompt per image, the first stage's loss as a helper."""
     vision = model.vision_encoder(to_pixels(batch.images))
     masked = batch.masked if with_masks else batch.masked[:0]
     found = detect(model, vision, batch.owner, *phrases(batch.texts), masked, batch.exemplars)
-    parts = detection_loss(found, batch.boxes, masked, batch.masks)
+    parts = detection_loss(found, batch.boxes, masked, batch.masks, negatives)
     helper = token_loss(heads, vision.last_hidden_state, batch)
     return parts | {name: token_weight * value for name, value in helper.items()}
 
@@ -242,7 +248,8 @@ def train(args: argparse.Namespace) -> None:
         if names_only:
             parts = names_losses(model, heads, batch)
         else:
-            parts = phrases_losses(model, heads, batch, phrases, args.token_weight, step % args.mask_every == 0)
+            with_masks = step % args.mask_every == 0
+            parts = phrases_losses(model, heads, batch, phrases, args.token_weight, with_masks, args.negatives)
         rate = args.rate * schedule(step, args.warmup, clock.progress)
         norm = descend(torch.stack(list(parts.values())).sum(), optimizer, params, rate, args.clip)
         step += 1
@@ -284,6 +291,7 @@ def main() -> None:
     parser.add_argument(
         "--exemplars", type=float, default=0.35, help="share of prompts, the first of a picture apart, that are a box"
     )
+    parser.add_argument("--negatives", type=float, default=0.5, help="weight of scores of what is not asked for")
     parser.add_argument("--staged", type=float, default=0.4, help="share of pictures with line-ups, boards and hands")
     parser.add_argument("--mask-every", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)

@@ -39,7 +39,8 @@ def to_pixels(images: Sequence[UInt8Array], size: int, device: torch.device | st
     Resizing happens on the CPU, where the processor does it too (CUDA rounds differently); a decode worker ships
     frames that have the size already. The rest happens on the device.
     """
-    return _normalise(_uploaded(torch.stack([_resized(i, size) for i in images]), torch.device(device)))
+    pixels = torch.stack([_resized(i, size) for i in images])
+    return _normalise(_uploaded(pixels, torch.device(device)).permute(0, 3, 1, 2).contiguous())
 
 
 def _uploaded(pixels: Tensor, device: torch.device) -> Tensor:
@@ -50,11 +51,14 @@ def _uploaded(pixels: Tensor, device: torch.device) -> Tensor:
 
 
 def _resized(image: UInt8Array, size: int) -> Tensor:
-    chw = torch.from_numpy(image).permute(2, 0, 1)
-    if chw.shape[1:] == (size, size):
-        return chw
-    resized: Tensor = tv.resize(chw, [size, size], interpolation=tv.InterpolationMode.BILINEAR, antialias=True)
-    return resized
+    """``(size, size, 3)``"""
+    pixels = torch.from_numpy(image)
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    resized: Tensor = tv.resize(
+        pixels.permute(2, 0, 1), [size, size], interpolation=tv.InterpolationMode.BILINEAR, antialias=True
+    )
+    return resized.permute(1, 2, 0)
 
 
 def _normalise(pixels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy, inverse_sigmoid
 
-from pipeline.compiled import COMPILER, Backend, bucket, compiled, padded
+from pipeline.compiled import COMPILER, Backend, CudaGraphs, bucket, compiled, padded
 
 _MASK_PAIRS = 8
 """(frame, phrase) pairs whose pixel features exist at once: about 250 MB each in bfloat16 at 1008 px."""
@@ -54,7 +54,7 @@ class Sam3Network:
 
     def __init__(self, model: Any) -> None:
         decoder = model.detr_decoder
-        self.backbone: nn.Module = model.vision_encoder.backbone
+        self.backbone: Any = model.vision_encoder.backbone
         self._neck, self._encoder, self._decoder = model.vision_encoder.neck, model.detr_encoder, decoder
         self._masks, self._scoring, self._geometry = (
             model.mask_decoder,
@@ -69,6 +69,7 @@ class Sam3Network:
         last digit with what else was in the batch (seen: 1e-7, in a batch of three)."""
         self._batches: tuple[int, int] | None = None
         self._decoded: Callable[..., tuple[Tensor, ...]] = self._decode_pairs
+        self._decoder_step: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._decode_layer
         # Small and precise: bfloat16 would round boxes to a percent of the picture, and scores to half a percent.
         for head in (
             decoder.output_layer_norm,
@@ -84,10 +85,20 @@ class Sam3Network:
             head.float()
 
     def compile(self, most_frames: int, most_pairs: int, backend: Backend = COMPILER) -> None:
-        """Compile the image encoder and DETR for batches up to these sizes, padded to a few shapes."""
+        """Compile the image encoder and DETR for batches up to these sizes, padded to a few shapes.
+
+        Layer by layer: alike layers share a graph, so 32 layers take two compilations, not minutes of one. On CUDA
+        DETR is recorded instead, since what it costs there are its launches.
+        """
         self._batches, self.row_by_row = (most_frames, most_pairs), False
-        self.backbone.compile(backend=backend, dynamic=False)
-        self._decoded = compiled(self._decode_pairs, backend)
+        for layer in self.backbone.layers:
+            layer.compile(backend=backend, dynamic=False)
+        if self._decoder.query_embed.weight.device.type == "cuda":
+            self._decoded = CudaGraphs(self._decode_pairs)
+            return
+        for layer in self._encoder.layers:
+            layer.compile(backend=backend, dynamic=False)
+        self._decoder_step = compiled(self._decode_layer, backend)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Normalised pixels ``(F, 3, S, S)`` to the image encoder's last hidden state ``(F, tokens, C)``."""
@@ -118,14 +129,15 @@ class Sam3Network:
         count = len(coarse)
         size = count if self._batches is None else bucket(count, max(count, self._batches[1]))
         given = (padded(part, size) for part in (coarse, text, mask))
-        return Decoded(*(part[:count] for part in self._decoded(*given)))
+        # A recording must not read transformers' cache of positions, which forgets.
+        return Decoded(*(part[:count] for part in self._decoded(*given, self._position(coarse, self.dtype))))
 
-    def _decode_pairs(self, coarse: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """The columns of :class:`Decoded`."""
+    def _decode_pairs(self, coarse: Tensor, text: Tensor, mask: Tensor, position: Tensor) -> tuple[Tensor, ...]:
+        """The columns of :class:`Decoded`; ``position`` is ``(1, h*w, C)``."""
         batch, _, height, width = coarse.shape
         text_bias = torch.where(mask, 0.0, torch.finfo(self.dtype).min).to(self.dtype)[:, None, None]
         tokens = text.to(self.dtype)
-        position = self._position(coarse, self.dtype).expand(batch, -1, -1)
+        position = position.expand(batch, -1, -1)
         memory = coarse.flatten(2).transpose(1, 2)
         for layer in self._encoder.layers:
             memory = layer(memory, prompt_feats=tokens, vision_pos_encoding=position, prompt_cross_attn_mask=text_bias)
@@ -138,26 +150,41 @@ class Sam3Network:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``(B, Q, C)``, boxes cxcywh ``(B, Q, 4)`` and presence logits ``(B, 1)`` of the last layer."""
         decoder, batch = self._decoder, len(memory)
-        hidden = torch.cat([decoder.presence_token.weight, decoder.query_embed.weight]).expand(batch, -1, -1)
-        boxes = decoder.reference_points.weight.float().sigmoid().expand(batch, -1, -1)
+        hidden = torch.cat([decoder.presence_token.weight, decoder.query_embed.weight]).repeat(batch, 1, 1)
+        boxes = decoder.reference_points.weight.float().sigmoid().repeat(batch, 1, 1)
         for layer in decoder.layers:
-            box_position = decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes))
-            hidden = layer(
-                hidden,
-                query_pos=box_position.to(self.dtype),
-                text_features=tokens,
-                vision_features=memory,
-                vision_pos_encoding=position,
-                text_cross_attn_mask=text_bias,
-                # The presence token, row 0, attends to the whole picture alike.
-                vision_cross_attn_mask=F.pad(self._box_bias(boxes, size), (0, 0, 1, 0)),
-            )
-            queries = decoder.output_layer_norm(hidden[:, 1:].float())
-            boxes = (decoder.box_head(queries) + inverse_sigmoid(boxes)).sigmoid()
+            hidden, queries, boxes = self._decoder_step(layer, hidden, boxes, memory, position, tokens, text_bias, size)
         believed = decoder.presence_layer_norm(hidden[:, :1].float())
         presence = self._each(decoder.presence_head, believed).squeeze(-1)
         limit = decoder.clamp_presence_logit_max_val
         return queries, boxes, presence.clamp(-limit, limit)
+
+    def _decode_layer(
+        self,
+        layer: nn.Module,
+        hidden: Tensor,
+        boxes: Tensor,
+        memory: Tensor,
+        position: Tensor,
+        tokens: Tensor,
+        text_bias: Tensor,
+        size: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One layer: what it passes on, its queries in float32, and their boxes."""
+        decoder = self._decoder
+        box_position = decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes))
+        hidden = layer(
+            hidden,
+            query_pos=box_position.to(self.dtype),
+            text_features=tokens,
+            vision_features=memory,
+            vision_pos_encoding=position,
+            text_cross_attn_mask=text_bias,
+            # The presence token, row 0, attends to the whole picture alike.
+            vision_cross_attn_mask=F.pad(self._box_bias(boxes, size), (0, 0, 1, 0)),
+        )
+        queries = decoder.output_layer_norm(hidden[:, 1:].float())
+        return hidden, queries, (decoder.box_head(queries) + inverse_sigmoid(boxes)).sigmoid()
 
     def _box_bias(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """How much each query favours each image token for lying in or near its box, ``(B, heads, Q, h*w)``.
