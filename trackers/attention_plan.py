@@ -27,8 +27,8 @@ _RIVAL_IOU = 0.1
 """A second detection or object with this overlap makes the first doubtful (SAM3's ``assoc_iou_thresh``)."""
 _REACH_PER_SIZE = 0.6
 """How far from its predicted place an object may be after one frame, in its own sizes."""
-_DRIFT = 0.1
-"""The same for each frame that never came, beside the square root of their number."""
+_DRIFT = 1.0
+"""The same for each frame that never came, beside the square root of their number: after a few, looks decide."""
 _MAX_SIZE_RATIO = 1.8
 """Side lengths: nothing is larger than this beside what it was, nor smaller while it is in sight. What comes out from
 behind something may be as small as its edge."""

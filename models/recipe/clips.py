@@ -353,7 +353,9 @@ def evaluation_set(count: int = 50) -> list[tuple[int, str]]:
 def encode(clip: Clip, path: Path, crf: int = 23) -> None:
     """Write the clip as H.264 mp4 at 25 frames/s."""
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=Fraction(FPS), options={"crf": str(crf), "preset": "veryfast"})
+        # x264 is otherwise not the same twice, not even on one machine: its macroblock tree reads what lies around.
+        options = {"crf": str(crf), "preset": "veryfast", "x264-params": "cpu-independent=1"}
+        stream = out.add_stream("libx264", rate=Fraction(FPS), options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for image in clip.images:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
@@ -362,7 +364,7 @@ def encode(clip: Clip, path: Path, crf: int = 23) -> None:
 
 def demo_clip(frames: int = 75) -> Clip:
     """What `masklet demo` plays: a red circle, a blue star, a green triangle and two others cross each other."""
-    rng, size = np.random.default_rng([4, 77]), 336
+    rng, size = np.random.default_rng([4, 83]), 336
     cast = (("yellow", "square"), ("blue", "circle"), ("green", "triangle"), ("blue", "star"), ("red", "circle"))
     things = [_named(rng, COLOURS.index(c), SHAPES.index(s), size) for c, s in cast]
     ways = (

@@ -136,6 +136,27 @@ def test_stream_time_rises_whatever_the_camera_says() -> None:
     assert clock.stamp(8900.0, 103.6, 2) > 8.6
 
 
+def test_stream_time_counts_a_stall_that_a_late_frame_ended() -> None:
+    """A camera freezes for three seconds; what it had in the pipe comes first, and then another connection."""
+    clock = StreamClock()
+    for k in range(20):
+        clock.stamp(5 + k / 10, 100 + k / 10, 1)
+    assert clock.stamp(7.0, 105.0, 1) == pytest.approx(7.0)
+    assert clock.stamp(0.0, 105.2, 2) == pytest.approx(10.2, abs=0.01)
+    assert clock.stamp(0.1, 105.3, 2) == pytest.approx(10.3, abs=0.01)
+    assert clock.stamp(None, 105.4, 2) == pytest.approx(10.4, abs=0.01)
+
+
+def test_stream_time_follows_a_clock_that_runs_slower_than_ours() -> None:
+    """A day at one part in ten thousand: eight seconds, that a reconnection must not make up for at once."""
+    clock, rate = StreamClock(), 1 - 1e-4
+    for minute in range(24 * 60):
+        clock.stamp(minute * 60 * rate, minute * 60.0, 1)
+    last = 23.99 * 3600 * rate
+    clock.stamp(last, 23.99 * 3600, 1)
+    assert clock.stamp(0.0, 23.99 * 3600 + 2, 2) == pytest.approx(last + 2, abs=0.1)
+
+
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_rtsp_gives_fresh_frames(transport: str) -> None:
     with RtspProcess() as camera:

@@ -1,11 +1,20 @@
 """The scene generator: a seed names a picture, masks are exact, and held-out pairs stay out of training."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from models.recipe.clips import CATEGORIES, evaluation_clip, evaluation_set, shuffled_clip, training_clip, visible
+from models.recipe.clips import (
+    CATEGORIES,
+    encode,
+    evaluation_clip,
+    evaluation_set,
+    shuffled_clip,
+    training_clip,
+    visible,
+)
 from models.recipe.net import Shape, build_tokenizer
 from models.recipe.scenes import MIN_PIXELS, Scene, absent_queries, draw, sample_queries, sample_scene, sample_thing
 from models.recipe.staged import staged_scene
@@ -154,3 +163,13 @@ def test_in_a_shuffle_two_of_a_kind_change_places() -> None:
         moved.append(sum(abs(b - a) > 8 for a, b in centres))
     assert max(moved) == 2
     assert np.mean(moved) > 1
+
+
+def test_a_clip_is_encoded_alike_every_time(tmp_path: Path) -> None:
+    """Figures of two runs, or of two trackers, are about the same frames."""
+    clip = evaluation_clip(*evaluation_set(2)[1])
+    files = []
+    for k in range(4):
+        encode(clip, tmp_path / f"{k}.mp4")
+        files.append((tmp_path / f"{k}.mp4").read_bytes())
+    assert len(set(files)) == 1

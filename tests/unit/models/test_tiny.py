@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.recipe import train_detector
 from models.recipe.evaluate import answer, detection_table, held_out_scenes, questions, tally
 from models.recipe.evaluate_tracking import memory_table, pipeline_table
 from models.recipe.net import Phrases, Shape, Tiny, detect, load, to_pixels
@@ -112,3 +113,16 @@ def test_a_box_prompt_through_the_public_forward_matches(tiny: Tiny) -> None:
             (torch.zeros(1, dtype=torch.long), box[0]),
         )
     assert torch.allclose(shared.logits[-1], alone.pred_logits, atol=1e-4)
+
+
+def test_training_goes_on_from_the_shipped_weights_and_may_be_of_one_part(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "detector.pt"
+    monkeypatch.setattr(train_detector, "name_accuracy", lambda *_: (0.0, 0.0))
+    options = f"phrases --start {FOLDER} --only geometry_encoder --minutes 0.05 --batch 2 --exemplars 1 --out {out}"
+    monkeypatch.setattr("sys.argv", ["train_detector", *options.split()])
+    train_detector.main()
+    before, after = tiny.detector.state_dict(), torch.load(out)["model"]
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert changed and all(key.startswith("geometry_encoder") for key in changed)

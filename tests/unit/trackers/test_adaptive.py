@@ -148,7 +148,7 @@ def test_an_object_that_comes_out_edge_first_keeps_its_id(parts: SimpleNamespace
             assert low.track_id.tolist() == [1], f"at {t} px"
 
 
-@pytest.mark.parametrize("skipped", [0, 60])
+@pytest.mark.parametrize("skipped", [0, 8, 60])
 def test_an_object_that_was_far_along_when_the_frames_came_again(
     parts: SimpleNamespace, tmp_path: Path, skipped: int
 ) -> None:
