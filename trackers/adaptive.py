@@ -81,6 +81,7 @@ class _Attended:
             rows=self.rows,
             det_iou=survey.iou[:num_detections, num_detections:],
             centre=(box[:, :2] + box[:, 2:]) / 2,
+            extent=extents(box),
             likeness=survey.likeness[own, self.rows],
             is_there=self.is_finite & (box[:, 2] > box[:, 0]),
         )
@@ -186,6 +187,7 @@ class Adaptive:
             centre=path.centre,
             last_centre=(path.box[:, :2] + path.box[:, 2:]) / 2,
             extent=path.extent,
+            last_extent=extents(path.box),
             iou=survey.iou[:n, n:],
             rival_iou=survey.iou[n:, n:].copy(),
             likeness=survey.likeness[:n],

@@ -87,6 +87,8 @@ class Outlook:
     """``(M, 2)`` of the last masks."""
     extent: Float64Array
     """``(M,)`` square root of the box area when all of the object is seen."""
+    last_extent: Float64Array
+    """``(M,)`` the same of the last masks: what was seen of it."""
     iou: Float32Array
     """``(N, M)`` mask IoU of detections and last masks moved to where they are predicted."""
     rival_iou: Float32Array
@@ -220,6 +222,8 @@ class Tracked:
     """``(N, A)`` mask IoU of detections and the masks found."""
     centre: Float64Array
     """``(A, 2)`` of the masks found."""
+    extent: Float64Array
+    """``(A,)`` of the masks found, as ``det_extent``."""
     likeness: Float32Array
     """``(A,)`` cosine of what was found with the object's look."""
     is_there: BoolArray
@@ -267,21 +271,33 @@ def judge(seen: Outlook, reason: Int64Array, rests: Int64Array, tracked: Tracked
 
 
 def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: TrackerConfig) -> BoolArray:
-    """``(A,)`` masks found by attention that can be the object although no detection is."""
+    """``(A,)`` masks found by attention that can be the object although no detection is.
+
+    One that is much larger than the object has run over into a neighbour.
+    """
     if not seen.detector_ran:
         return tracked.is_there
     rows = tracked.rows
     distance = np.linalg.norm(tracked.centre - seen.centre[rows], axis=1)
     near = distance <= seen.extent[rows] * seen.spread[rows]
+    fits = tracked.extent <= _MAX_SIZE_RATIO * seen.extent[rows]
     recent = seen.unseen[rows] < config.hide_after_frames
     taken = np.unique(claimed[claimed >= 0])
     jumped = ((tracked.det_iou[taken] >= _JUMPED_IOU) & seen.same_prompt[taken][:, rows]).any(0)
-    return np.asarray(tracked.is_there & near & recent & ~jumped & (tracked.likeness >= config.same_look))
+    return np.asarray(tracked.is_there & near & fits & recent & ~jumped & (tracked.likeness >= config.same_look))
 
 
 def _nearness(seen: Outlook, centre: Float64Array) -> Float64Array:
-    """``(N, M)`` 1 at ``centre`` ``(M, 2)``, 0 at an object's reach, negative beyond."""
+    """``(N, M)`` 1 at ``centre`` ``(M, 2)``, 0 at an object's reach, negative beyond.
+
+    Of what went behind something one side was seen last, and the other comes out first: a part's middle is off from the
+    whole's by up to half of what is hidden.
+    """
     distance = np.linalg.norm(seen.det_centre[:, None] - centre[None], axis=2)
+    went_in, comes_out = (
+        np.maximum(seen.extent - part, 0) / 2 for part in (seen.last_extent, seen.det_extent[:, None])
+    )
+    distance = np.maximum(distance - np.where(seen.unseen > 0, went_in + comes_out, 0), 0)
     reach = _REACH_PER_SIZE * seen.extent * seen.spread
     return np.asarray(1 - distance / np.maximum(reach, 1e-6))
 

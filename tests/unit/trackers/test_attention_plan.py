@@ -32,6 +32,7 @@ def outlook(objects: list[dict[str, Any]], dets: list[dict[str, Any]], **changes
         centre=at,
         last_centre=at,
         extent=column(objects, "extent", 10, np.float64),
+        last_extent=column(objects, "last_extent", 10, np.float64),
         rival_iou=_square_iou(at, at),
         likeness=np.cos(det_look[:, None] - look[None]).astype(np.float32),
         resemblance=np.cos(look[:, None] - look[None]).astype(np.float32),
@@ -154,6 +155,7 @@ def tracked(rows: list[int], dets: int, **changes: Any) -> Tracked:
         "rows": np.array(rows, np.int64),
         "det_iou": np.zeros((dets, count), np.float32),
         "centre": np.full((count, 2), 50.0),
+        "extent": np.full(count, 10.0),
         "likeness": np.ones(count, np.float32),
         "is_there": np.ones(count, bool),
     }
@@ -169,6 +171,8 @@ def tracked(rows: list[int], dets: int, **changes: Any) -> Tracked:
         ({}, {"likeness": np.float32([0.5])}, False),
         ({}, {"centre": np.array([[90.0, 50.0]])}, False),
         ({}, {"is_there": np.array([False])}, False),
+        ({}, {"extent": np.array([5.0])}, True),
+        ({}, {"extent": np.array([20.0])}, False),
     ],
 )
 def test_what_attention_finds_without_a_detection_must_be_credible(
