@@ -124,6 +124,10 @@ def test_what_comes_out_from_behind_something_may_be_small_and_not_large() -> No
         return int(claims(seen, np.array([-1]), np.zeros((1, 1), np.float32), CONFIG)[0])
 
     assert [claimed(6, extent) for extent in (2, 5, 10, 17, 20)] == [0, 0, 0, 0, -1]
+    # It went in with its left edge last, and its right edge comes out first.
+    for unseen, last, expected in ((1, 2, 0), (1, 10, -1), (0, 2, -1)):
+        seen = outlook([{"at": (50, 50), "unseen": unseen, "last_extent": last}], [{"at": (62, 50), "extent": 4}])
+        assert claims(seen, np.array([-1]), np.zeros((1, 1), np.float32), CONFIG)[0] == expected
     near = {"at": (54, 53)}  # reachable in one frame
     for extent, expected in ((2, -1), (9, 0)):
         seen = outlook([{"at": (50, 50), "look": 30}], [near | {"extent": extent}], **_no_overlap(1, 1))
