@@ -3,8 +3,8 @@
 1/5/20/50 objects x 1/4 phrases, random weights (speed does not depend on them), 1008 px, bfloat16, the same frames and
 objects for everyone, in turns; see :mod:`benchmarks.reference` for what is forced and what is paid. Printed for each:
 frames/s, how many times the reference's, the share of the arithmetic floor (what the card would need for the
-multiplications alone), and peak memory. Ends before ten minutes on any card: a case is begun only if, going by the
-slowest so far, it is done in ``--minutes``; those left out are named. ``--compile`` measures ours compiled.
+multiplications alone), and peak memory. Ends before ten minutes on any card: a case is begun only if, going by the one
+before it, it is done in ``--minutes``; those left out are named. ``--compile`` measures ours compiled.
 
 Needs torch, transformers, NumPy, OpenCV, pydantic and pycocotools; no PyAV, decord or Ray. ``--size tiny --device cpu``
 checks it anywhere. ``--one-frame 5 --device cpu`` runs ours alone, 5 objects on a single full-size frame after a first
@@ -189,7 +189,7 @@ def one_frame(models: Models, objects: int) -> dict[str, Any]:
 
 
 class Deadline:
-    """Which cases can still be done in time, going by those that are done."""
+    """Which cases can still be done in time, going by the one before: the first ones pay for warming up."""
 
     def __init__(self, minutes: float) -> None:
         self._started, self._limit_s = time.perf_counter(), 60 * minutes
@@ -206,7 +206,7 @@ class Deadline:
 
     def note(self, case: tuple[int, int], seconds: float) -> None:
         """What a case took."""
-        self._per_tflop_s = max(self._per_tflop_s, seconds / floor_tflop(*case)[1])
+        self._per_tflop_s = seconds / floor_tflop(*case)[1]
 
 
 def _peak_of(device: torch.device) -> float | None:

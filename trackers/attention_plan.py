@@ -32,6 +32,8 @@ _DRIFT = 1.0
 _MAX_SIZE_RATIO = 1.8
 """Side lengths: nothing is larger than this beside what it was, nor smaller while it is in sight. What comes out from
 behind something may be as small as its edge."""
+_PART = 0.7
+"""What is smaller, beside the whole, is only a part of it."""
 _LOOK_RAMP = 0.1
 """A likeness of ``same_look`` counts 0, one so much higher counts 1: beyond that, differences are the light's."""
 _TWINS, _STRANGERS = 0.03, 0.1
@@ -290,8 +292,8 @@ def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: Trac
 def _nearness(seen: Outlook, centre: Float64Array) -> Float64Array:
     """``(N, M)`` 1 at ``centre`` ``(M, 2)``, 0 at an object's reach, negative beyond.
 
-    Of what went behind something one side was seen last, and the other comes out first: a part's middle is off from the
-    whole's by up to half of what is hidden.
+    Of what passes behind something one side is seen last, and the other comes out first: a part's middle is off from
+    the whole's by up to half of what is hidden.
     """
     distance = np.linalg.norm(seen.det_centre[:, None] - centre[None], axis=2)
     went_in, comes_out = (
