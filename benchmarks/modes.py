@@ -10,46 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from models.recipe.clips import CATEGORIES, encode, evaluation_clip, evaluation_set
-from models.recipe.evaluate_tracking import PACKAGED, Scored, run_pipeline, score, summarise
+from models.recipe.clips import CATEGORIES
+from models.recipe.evaluate_tracking import PACKAGED, Scored, summarise, track_all
 
 RESULTS = Path(__file__).parent / "results"
 CONTESTANTS = {
-    "adaptive": ("sam3_memory", "adaptive"),
-    "exact": ("sam3_memory", "exact"),
-    "bytetrack": ("bytetrack", "exact"),
+    "adaptive": ("sam3_memory", ("tracker.mode=adaptive",)),
+    "exact": ("sam3_memory", ("tracker.mode=exact",)),
+    "bytetrack": ("bytetrack", ()),
 }
-
-
-def track_all(count: int, workers: int) -> dict[str, list[Scored]]:
-    """Every clip under every contestant, several clips at a time."""
-    found: dict[str, list[Scored]] = {name: [] for name in CONTESTANTS}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for number, scores in enumerate(pool.map(track, *zip(*evaluation_set(count), strict=True)), start=1):
-            for name, scored in scores.items():
-                found[name].append(scored)
-            print(f"clip {number} of {count}", flush=True)
-    return found
-
-
-def track(seed: int, category: str) -> dict[str, Scored]:
-    """One clip under every contestant."""
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        clip, path = evaluation_clip(seed, category), Path(folder) / f"{seed}.mp4"
-        encode(clip, path)
-        for name, (tracker, mode) in CONTESTANTS.items():
-            options = [f"tracker.mode={mode}", "device.threads=1"]
-            found[name] = score(clip, run_pipeline(clip, path, PACKAGED, tracker, options))
-    return found
 
 
 def compare(found: dict[str, Sequence[Scored]]) -> dict[str, Any]:
@@ -99,7 +73,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="clips at a time")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    result = compare(track_all(options.clips, options.workers))
+    found = track_all(PACKAGED, options.clips, CONTESTANTS, options.workers)
+    result = compare({name: found[name] for name in CONTESTANTS})
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "modes.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     text = f"`python -m benchmarks.modes`: {result['clips']} held-out clips, tiny model\n\n{table(result)}\n"

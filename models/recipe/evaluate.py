@@ -6,6 +6,7 @@ python -m models.recipe.evaluate --only detection --images 100
 
 import argparse
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -297,6 +298,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("models/tiny"))
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--clips", type=int, default=50)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="clips at a time")
     parser.add_argument("--only", choices=["detection", "memory", "pipeline"])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the pipeline")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -313,7 +315,7 @@ def main() -> None:
     if args.only in (None, "pipeline"):
         from models.recipe.evaluate_tracking import pipeline_table
 
-        figures["pipeline"] = pipeline_table(args.model, args.clips, args.set)
+        figures["pipeline"] = pipeline_table(args.model, args.clips, args.set, args.workers)
     for title, table in figures.items():
         print_table(title, table)
     print(f"\nmeasured in {time.time() - start:.0f} s")
