@@ -167,7 +167,7 @@ class Sam3MemoryTracker:
             scale = np.array([size[1], size[0]] * 2) / np.array([frame.source_size[1], frame.source_size[0]] * 2)
             boxes = boxes_to_masks(found.xyxy * scale, size)
             return torch.tensor(np.where(boxes, _BOX_LOGIT, -_BOX_LOGIT), dtype=torch.float32, device=self._device)
-        logits = torch.from_numpy(found.mask_logits).to(self._device)
+        logits = torch.tensor(found.mask_logits, device=self._device)
         if logits.shape[1:] == size or len(logits) == 0:
             return logits.new_zeros(0, *size) if len(logits) == 0 else logits
         return F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
