@@ -296,10 +296,9 @@ def _nearness(seen: Outlook, centre: Float64Array) -> Float64Array:
     the whole's by up to half of what is hidden.
     """
     distance = np.linalg.norm(seen.det_centre[:, None] - centre[None], axis=2)
-    went_in, comes_out = (
-        np.maximum(seen.extent - part, 0) / 2 for part in (seen.last_extent, seen.det_extent[:, None])
-    )
-    distance = np.maximum(distance - np.where(seen.unseen > 0, went_in + comes_out, 0), 0)
+    went_in, comes_out = seen.last_extent[None], seen.det_extent[:, None]
+    are_parts = (np.maximum(went_in, comes_out) < _PART * seen.extent) & (seen.unseen > 0)
+    distance = np.maximum(distance - np.where(are_parts, seen.extent - (went_in + comes_out) / 2, 0), 0)
     reach = _REACH_PER_SIZE * seen.extent * seen.spread
     return np.asarray(1 - distance / np.maximum(reach, 1e-6))
 
