@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -11,8 +12,8 @@ from torch import Tensor
 F = TypeVar("F", bound=Callable[..., Any])
 
 _GRAPHS = 64
-"""Of one function: a size that comes after so many others is run without compiling. torch's own limit, 8, is fewer than
-the powers of two."""
+"""Of one function: a size that comes after so many others is run as it is. torch's own limit, 8, is fewer than the
+powers of two."""
 
 Backend = str | Callable[..., Any]
 COMPILER: Backend = "inductor"
@@ -33,19 +34,28 @@ class CudaGraphs:
 
     Args:
         function: whatever it reads besides its arguments must stay where it is in memory.
+        after: so many calls of the same shapes run as they are before; recording takes as long as a dozen of them.
+        most_rows: of the last argument; what is larger runs as it is: its launches are the smaller part.
     """
 
-    _pool: ClassVar[Any] = None
-    """Working memory of all recordings: no two run at once, and results are copied out of it."""
+    _workshop: ClassVar[_Workshop | None] = None
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
-        self._function = function
+    def __init__(
+        self, function: Callable[..., tuple[Tensor, ...]], *, after: int = 0, most_rows: int | None = None
+    ) -> None:
+        self._function, self._after, self._most_rows = function, after, most_rows
+        self._calls: Counter[tuple[object, ...]] = Counter()
         self._recorded: dict[tuple[object, ...], tuple[list[Tensor], Any, tuple[Tensor, ...]]] = {}
 
     def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
         """As the function; what is returned is the caller's own."""
+        if self._most_rows is not None and len(given[-1]) > self._most_rows:
+            return self._function(*given)
         key = tuple((part.shape, part.dtype) for part in given)
         if key not in self._recorded:
+            self._calls[key] += 1
+            if self._calls[key] <= self._after or len(self._recorded) >= _GRAPHS:
+                return self._function(*given)
             self._recorded[key] = self._record(given)
         inputs, graph, outputs = self._recorded[key]
         for mine, part in zip(inputs, given, strict=True):
@@ -54,19 +64,28 @@ class CudaGraphs:
         return tuple(part.clone() for part in outputs)
 
     def _record(self, given: tuple[Tensor, ...]) -> tuple[list[Tensor], Any, tuple[Tensor, ...]]:
+        shop = CudaGraphs._workshop = CudaGraphs._workshop or _Workshop()
         with torch.inference_mode(False), torch.no_grad():
             inputs = [part.clone(memory_format=torch.contiguous_format) for part in given]
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
+            shop.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(shop.stream):
                 for _ in range(2):  # what libraries set up at first use must not be recorded
                     self._function(*inputs)
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(shop.stream)
             graph = torch.cuda.CUDAGraph()
-            CudaGraphs._pool = CudaGraphs._pool or torch.cuda.graph_pool_handle()
-            with torch.cuda.graph(graph, pool=CudaGraphs._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=shop.pool, stream=shop.stream, capture_error_mode="thread_local"):
                 outputs = self._function(*inputs)
             return inputs, graph, outputs
+
+
+class _Workshop:
+    """Where all recordings are made, and what they share: no two run at once, and results are copied out of it."""
+
+    def __init__(self) -> None:
+        self.pool: Any = torch.cuda.graph_pool_handle()
+        """Memory for what lies between."""
+        self.stream = torch.cuda.Stream()
+        """One that nothing else runs on: recordings keep using its cuBLAS workspace."""
 
 
 def bucket(count: int, most: int) -> int:

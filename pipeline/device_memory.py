@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.errors import DeviceError
 
@@ -54,6 +57,29 @@ def with_smaller_batches(run: Callable[[int], T], batch: int, what: str) -> tupl
         # Outside of the handler: the error's traceback holds the tensors of the attempt.
         batch //= 2
         release_memory()
+
+
+def upload(values: NDArray[Any], device: torch.device) -> Tensor:
+    """These values on the device; CUDA copies from pinned memory while the host goes on, instead of waiting for it.
+
+    On a CPU the result may share the memory of ``values``.
+    """
+    if device.type != "cuda":
+        return (torch.from_numpy(values) if values.flags.writeable else torch.tensor(values)).to(device)
+    dtype = torch.from_numpy(np.empty(0, values.dtype)).dtype
+    pinned = torch.empty(values.shape, dtype=dtype, pin_memory=True)
+    np.copyto(pinned.numpy(), values)
+    return pinned.to(device, non_blocking=True)  # the pinned memory is kept until the copy is done
+
+
+def download(values: Tensor) -> NDArray[Any]:
+    """These values on the host, by way of pinned memory from CUDA: large masks come several times faster."""
+    if values.device.type != "cuda":
+        return values.cpu().numpy()
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    pinned.copy_(values, non_blocking=True)
+    torch.cuda.current_stream().synchronize()
+    return pinned.numpy()
 
 
 def release_memory() -> None:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import TrackerConfig
+from pipeline.device_memory import upload
 from pipeline.torch_masks import mask_iou
 from pipeline.types import BoolArray, Detections, Float32Array, Int16Array, Int64Array
 from trackers.appearance import FrameLooks, Gallery
@@ -122,7 +123,7 @@ class Adaptive:
     def keep(self, rows: BoolArray) -> None:
         """Forget all other rows."""
         self.trajectories.keep(rows)
-        self.masks = self.masks[torch.from_numpy(np.flatnonzero(rows)).to(self.masks.device)]
+        self.masks = self.masks[upload(np.flatnonzero(rows), self.masks.device)]
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, by name."""
@@ -164,7 +165,7 @@ class Adaptive:
         evidence = self._evidence(found, attended, survey, verdict.shows, detector_ran)
         ids, prompts = self._lifecycle.track_ids, self._lifecycle.prompt_ids
         plan = self._lifecycle.plan(step, evidence, self._matches(found, evidence, verdict.claimed, detector_ran))
-        final = final.masked_fill(torch.from_numpy(plan.yields).to(final.device)[:, None, None], CLEARED_LOGIT)
+        final = final.masked_fill(upload(plan.yields, final.device)[:, None, None], CLEARED_LOGIT)
         self._count(verdict)
         self._remember(step, frame, attended, final, prompts, verdict)
         self._follow(final, survey, attended.rows, verdict, plan.yields, detector_ran)
@@ -230,7 +231,7 @@ class Adaptive:
         assert self.hidden is not None  # kept as long as anything is pending
         vision = self._vision or self._heads.vision(self.hidden)
         self._vision = vision
-        memory, pointer = self._heads.begin(vision, self.masks[torch.from_numpy(rows).to(self.masks.device)])
+        memory, pointer = self._heads.begin(vision, self.masks[upload(rows, self.masks.device)])
         self._bank.write(step - 1, memory, pointer, np.ones(len(rows), bool), rows)
         self.trajectories.pending[rows] = 0
 
@@ -238,7 +239,7 @@ class Adaptive:
         """``(M, h, w)`` logits of every object's mask on this frame."""
         nobody = det_logits.new_full((1, *self._heads.mask_size), NO_OBJECT_LOGIT, dtype=torch.float32)
         candidates = torch.cat([det_logits.float(), attended.found.logits, nobody])
-        return candidates[torch.from_numpy(shows).to(candidates.device)]
+        return candidates[upload(shows, candidates.device)]
 
     def _evidence(
         self, found: Detections, attended: _Attended, survey: _Survey, shows: Int64Array, detector_ran: bool
@@ -298,10 +299,10 @@ class Adaptive:
         chosen = np.flatnonzero(attends & (verdict.agrees | alone))
         if len(chosen) == 0:
             return
-        logits = final[torch.from_numpy(chosen).to(final.device)]
+        logits = final[upload(chosen, final.device)]
         if self._config.non_overlapping_memory:
             logits = clear_shrunk(logits, prompts[chosen])
-        of = torch.from_numpy(np.searchsorted(attended.rows, chosen)).to(final.device)
+        of = upload(np.searchsorted(attended.rows, chosen), final.device)
         memory = self._heads.remember(frame.vision, logits)
         self._bank.write(step, memory, attended.found.pointer[of], verdict.is_plain[chosen], chosen)
 
@@ -325,10 +326,10 @@ class Adaptive:
         path.since_attention[attended] = 0
         if len(final) == 0:
             return
-        shown, plain = (torch.from_numpy(rows).to(final.device) for rows in (shows >= 0, verdict.is_plain))
+        shown, plain = (upload(rows, final.device) for rows in (shows >= 0, verdict.is_plain))
         self.masks = torch.where(shown[:, None, None], final > 0, self.masks)
         looks = F.pad(survey.looks, (0, 0, 0, 1))  # the last row: nothing is seen, which changes nothing
-        index = torch.from_numpy(np.where(yields, -1, shows)).to(final.device)
+        index = upload(np.where(yields, -1, shows), final.device)
         self._gallery.see(looks[index], plain)
 
     def _outcome(
@@ -344,12 +345,12 @@ class Adaptive:
         """Survivors that are seen, then newcomers with their detection's mask."""
         rows = np.flatnonzero(plan.keeps & ~plan.hidden & (verdict.shows >= 0))
         score = 1 / (1 + np.exp(-evidence.object_logit[rows].astype(np.float64)))
-        at = torch.from_numpy(rows).to(final.device)
+        at = upload(rows, final.device)
         return LowResTracks(
             np.concatenate([ids[rows], plan.new_ids]),
             np.concatenate([prompts[rows], evidence.det_prompt[plan.new]]),
             np.concatenate([score, evidence.det_score[plan.new]]).astype(np.float32),
-            torch.cat([final[at], det_logits[plan.new].float()]),
+            torch.cat([final[at], det_logits[upload(plan.new, final.device)].float()]),
             ids[plan.withdrawn],
             np.concatenate([verdict.reason[rows], np.full(len(plan.new), Reason.RESTS, np.int64)]),
         )
@@ -368,7 +369,7 @@ class Adaptive:
         self._gallery.keep(stays)
         self.keep(stays)
         if len(plan.new):
-            masks = inside[plan.new]
+            masks = inside[upload(plan.new, inside.device)]
             self._bank.append(step, *self._heads.begin(frame.vision, masks))
             self._gallery.append(looks.describe(masks))
             # Whoever starts together is not refreshed together.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.device_memory import upload
 from pipeline.types import BoolArray, Float32Array, UInt8Array
 
 _RATE = 0.1
@@ -34,7 +35,7 @@ class FrameLooks:
         features = hidden[0].float()
         self._features = features - features.mean(0)
         self._grid = round(len(features) ** 0.5)
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(hidden.device).float().permute(2, 0, 1)
+        pixels = upload(np.ascontiguousarray(image), hidden.device).float().permute(2, 0, 1)
         colours = F.interpolate(pixels[None] / 255, size=mask_size, mode="area")[0].flatten(1).T
         self._colours = colours - colours.mean(0)
 
@@ -79,7 +80,7 @@ class Gallery:
     def keep(self, rows: BoolArray) -> None:
         """Forget all other rows."""
         if not rows.all():
-            self.looks = self.looks[torch.from_numpy(np.flatnonzero(rows)).to(self.looks.device)]
+            self.looks = self.looks[upload(np.flatnonzero(rows), self.looks.device)]
 
     def rows(self, rows: list[int]) -> Float32Array:
         """Looks ``(n, d)`` of these rows, on the host."""

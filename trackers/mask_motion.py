@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipeline.device_memory import upload
 from pipeline.types import Int64Array
 
 
 def moved(masks: Tensor, shift: Int64Array) -> Tensor:
     """Bool masks ``(M, h, w)`` each moved by its own x, y of ``shift`` ``(M, 2)``; empty comes in from outside."""
     count, height, width = masks.shape
-    offset = torch.from_numpy(shift).to(masks.device)
+    offset = upload(shift, masks.device)
     xs = torch.arange(width, device=masks.device)[None] - offset[:, :1]
     ys = torch.arange(height, device=masks.device)[None] - offset[:, 1:]
     inside = ((ys >= 0) & (ys < height))[:, :, None] & ((xs >= 0) & (xs < width))[:, None]

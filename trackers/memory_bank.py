@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline.device_memory import upload
 from pipeline.types import BoolArray, Int64Array
 
 _EMPTY = -1
@@ -98,7 +99,7 @@ class MemoryBank:
     ) -> None:
         """Frame ``step`` of all or ``rows``: memory ``(G, S, 64)``, pointer ``(G, C)``, and whose conditions."""
         rows = np.arange(len(self)) if rows is None else rows
-        at = torch.from_numpy(rows).to(memory.device)
+        at = upload(rows, memory.device)
         slot = self._num_conditioning + step % self._num_recent
         self.memory[at, slot] = memory.to(self.memory.dtype)
         self.memory_step[rows, slot] = step
@@ -106,14 +107,14 @@ class MemoryBank:
         self.pointer[at, slot] = pointer.to(self.pointer.dtype)
         self.pointer_step[rows, slot] = step
         if conditioning.any():
-            chosen = torch.from_numpy(np.flatnonzero(conditioning)).to(memory.device)
+            chosen = upload(np.flatnonzero(conditioning), memory.device)
             self._write_conditioning(step, rows[conditioning], memory[chosen], pointer[chosen])
 
     def _write_conditioning(self, step: int, rows: Int64Array, memory: torch.Tensor, pointer: torch.Tensor) -> None:
         slots = self.memory_step[rows, : self._num_conditioning].argmin(1)
         self.memory_step[rows, slots] = step
         self.pointer_step[rows, slots] = step
-        at, to = torch.from_numpy(rows).to(memory.device), torch.from_numpy(slots).to(memory.device)
+        at, to = upload(rows, memory.device), upload(slots, memory.device)
         self.memory[at, to] = memory.to(self.memory.dtype)
         self.pointer[at, to] = pointer.to(self.pointer.dtype)
 
@@ -121,7 +122,7 @@ class MemoryBank:
         """Forget all other rows."""
         if rows.all():
             return
-        at = torch.from_numpy(np.flatnonzero(rows)).to(self.memory.device)
+        at = upload(np.flatnonzero(rows), self.memory.device)
         self.memory, self.pointer = self.memory[at], self.pointer[at]
         self.memory_step, self.pointer_step = self.memory_step[rows], self.pointer_step[rows]
 
@@ -160,6 +161,6 @@ class MemoryBank:
 def _pick(store: torch.Tensor, rows: Int64Array, age: Int64Array) -> tuple[torch.Tensor, Int64Array]:
     """Readable slots of these rows, ``(G, F, ...)``, and their ages ``(G, F)``; each row has equally many."""
     group, slots = np.nonzero(age != _EMPTY)
-    flat = torch.from_numpy(rows[group] * store.shape[1] + slots).to(store.device)
+    flat = upload(rows[group] * store.shape[1] + slots, store.device)
     picked = store.flatten(0, 1).index_select(0, flat)
     return picked.unflatten(0, (len(rows), -1)), age[group, slots].reshape(len(rows), -1)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.device_memory import upload
 from pipeline.types import Int16Array
 
 _SHRINK_RATIO = 0.3
@@ -27,7 +28,7 @@ def clear_shrunk(logits: Tensor, prompt_id: Int16Array) -> Tensor:
     for prompt in np.unique(prompt_id):
         rows = np.flatnonzero(prompt_id == prompt)
         if len(rows) > 1:
-            at = torch.from_numpy(rows).to(logits.device)
+            at = upload(rows, logits.device)
             cleared[at] = _clear_shrunk(logits[at])
     return cleared
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline import masks as mask_tools
+from pipeline.device_memory import upload
 from pipeline.types import RLE, BoolArray, Float32Array, Frame, FrameTracks, Int16Array, Int64Array
 
 _SLICE_PX = 2**26
@@ -134,6 +135,6 @@ def _samples(low: int, size: int) -> tuple[Int64Array, Int64Array, Float32Array]
 
 
 def _blend(x: Tensor, axis: int, samples: tuple[Int64Array, Int64Array, Float32Array], window: slice) -> Tensor:
-    below, above, weight = (torch.from_numpy(part[window]).to(x.device) for part in samples)
+    below, above, weight = (upload(part[window], x.device) for part in samples)
     weight = weight[:, None] if axis == 0 else weight
     return torch.lerp(x.index_select(axis, below), x.index_select(axis, above), weight)

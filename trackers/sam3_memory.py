@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.schema import TrackerConfig
+from pipeline.device_memory import upload
 from pipeline.errors import RunError
 from pipeline.masks import boxes_to_masks
 from pipeline.telemetry import LOGGER
@@ -125,7 +126,7 @@ class Sam3MemoryTracker:
         if len(plan.new):
             hidden = hidden if hidden is not None else self._features(frame)
             vision = vision or self._heads.vision(hidden)
-            memory, pointer = self._heads.begin(vision, det_logits[plan.new] > 0)
+            memory, pointer = self._heads.begin(vision, det_logits[upload(plan.new, det_logits.device)] > 0)
             self._bank.append(self._step, memory, pointer)
         if hidden is not None and self._keeps_looks:
             self._look(FrameLooks(hidden, frame.image, self._heads.mask_size), plan, shown, det_logits)
@@ -154,7 +155,8 @@ class Sam3MemoryTracker:
     def _finite(self, detections: Detections) -> Detections:
         """Without detections whose score, box or mask is NaN or infinite."""
         finite = np.isfinite(detections.score) & np.isfinite(detections.xyxy).all(1)
-        finite &= np.isfinite(detections.mask_logits).all((1, 2))
+        with np.errstate(invalid="ignore", over="ignore"):  # a sum is much faster than a look at every pixel
+            finite &= np.isfinite(detections.mask_logits.sum((1, 2)))
         if finite.all():
             return detections
         self.counters["nonfinite_detections"] += int((~finite).sum())
@@ -166,8 +168,8 @@ class Sam3MemoryTracker:
         if found.mask_logits.shape[1:] == (1, 1):
             scale = np.array([size[1], size[0]] * 2) / np.array([frame.source_size[1], frame.source_size[0]] * 2)
             boxes = boxes_to_masks(found.xyxy * scale, size)
-            return torch.tensor(np.where(boxes, _BOX_LOGIT, -_BOX_LOGIT), dtype=torch.float32, device=self._device)
-        logits = torch.tensor(found.mask_logits, device=self._device)
+            return upload(np.where(boxes, _BOX_LOGIT, -_BOX_LOGIT).astype(np.float32), self._device)
+        logits = upload(found.mask_logits, self._device)
         if logits.shape[1:] == size or len(logits) == 0:
             return logits.new_zeros(0, *size) if len(logits) == 0 else logits
         return F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
@@ -261,7 +263,7 @@ class Sam3MemoryTracker:
         return found
 
     def _mask(self, rows: Any) -> Tensor:
-        return torch.from_numpy(rows).to(self._device)[:, None, None]
+        return upload(rows, self._device)[:, None, None]
 
     def _filled(self, logits: Tensor) -> Tensor:
         """Masks ``(N, h, w)`` without specks, in the mask and in its holes."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.compiled import COMPILER, Backend, CudaGraphs, bucket, compiled, padded
-from pipeline.device_memory import with_smaller_batches
+from pipeline.device_memory import upload, with_smaller_batches
 from pipeline.telemetry import LOGGER
 from pipeline.types import Int64Array
 from trackers.memory_bank import MemoryBank, Reading
@@ -33,6 +33,8 @@ _CPU_BUDGET_BYTES = 2**26
 """The same on a CPU, where what fits into its caches is faster: 64 objects in slices take four fifths of the time."""
 _CACHED_SCORES_BYTES = 2**23
 """Attention scores of one object that may be written out on a CPU; above it, blockwise attention."""
+_FEW, _COMMON = 8, 3
+"""Objects in one batch up to which its launches are what it costs on CUDA; calls after which its shapes are common."""
 NO_OBJECT_LOGIT = -1024.0
 """Mask logit of an object that is not in the picture (``NO_OBJ_SCORE`` of SAM2 and SAM3)."""
 
@@ -91,9 +93,12 @@ class SamHeads:
         """Whether objects read their memories one after another, in the cache of a CPU, or in one batch."""
         self.written_out_bytes = _CACHED_SCORES_BYTES
         """Size of one object's attention scores up to which reading one by one writes them out."""
-        self._is_compiled = False
+        self._is_compiled, self._is_fused = False, False
         self._layer: Callable[..., Tensor] = self._attention_layer
+        self._seen: Callable[..., tuple[Tensor, ...]] = self._see
+        self._found: Callable[..., tuple[Tensor, ...]] = self._find
         self._tracked: Callable[..., tuple[Tensor, ...]] = self._track
+        self._begun: Callable[..., tuple[Tensor, ...]] = self._begin
         self._remembered: Callable[..., tuple[Tensor, ...]] = self._remember
         grid = model.prompt_encoder.image_embedding_size
         self._grid = (int(grid[0]), int(grid[1]))
@@ -126,14 +131,17 @@ class SamHeads:
         """Compile memory attention, mask decoding and memory encoding; batches of objects are padded to a few sizes.
 
         The layers of attention share their graphs. How much is remembered changes with every frame at first: it is a
-        dynamic dimension. On CUDA what comes after attention is recorded instead: its launches are what it costs.
-        Copies of the heads (``copy.copy``) share what is compiled.
+        dynamic dimension. On CUDA everything is recorded instead: a few objects at a time cost their launches, which
+        compiling leaves; many at a time run as they are. Copies of the heads (``copy.copy``) share what is compiled.
         """
         self._is_compiled, self.one_by_one = True, False
-        self._layer = compiled(self._attention_layer, backend, dynamic=None)
         if self.device.type == "cuda":
-            self._tracked, self._remembered = CudaGraphs(self._track), CudaGraphs(self._remember)
+            self._seen = CudaGraphs(self._see)
+            self._found, self._begun, self._remembered = (
+                CudaGraphs(part, after=_COMMON, most_rows=_FEW) for part in (self._find, self._begin, self._remember)
+            )
         else:
+            self._is_fused, self._layer = True, compiled(self._attention_layer, backend, dynamic=None)
             self._tracked, self._remembered = compiled(self._track, backend), compiled(self._remember, backend)
         return self
 
@@ -178,8 +186,11 @@ class SamHeads:
 
     def vision(self, hidden: Tensor) -> Vision:
         """The neck on the shared ViT's ``last_hidden_state`` ``(1, tokens, C)``."""
+        return Vision(*self._seen(hidden))
+
+    def _see(self, hidden: Tensor) -> tuple[Tensor, ...]:
         spatial = _to_map(hidden, self._grid)
-        return Vision(*(level(spatial) for level in self._levels))
+        return tuple(level(spatial) for level in self._levels)
 
     def propagate(self, vision: Vision, bank: MemoryBank, step: int, rows: Int64Array | None = None) -> Decoded:
         """Find every object of the bank, or those of ``rows``, on frame ``step``; in the bank's order.
@@ -204,18 +215,18 @@ class SamHeads:
             parts.append(self._read(vision, reading))
             rows.append(reading.rows)
         order = np.argsort(np.concatenate(rows), kind="stable")
-        at = torch.from_numpy(order).to(vision.coarse.device)
+        at = upload(order, vision.coarse.device)
         together = [torch.cat([getattr(part, name) for part in parts])[at] for name in Decoded.__slots__]
         return Decoded(*together)
 
     def _read(self, vision: Vision, reading: Reading) -> Decoded:
         """The objects of one reading, in its order."""
         count, device = len(reading.rows), self.device
-        ages = (torch.from_numpy(age).to(device) for age in (reading.memory_age, reading.pointer_age))
+        ages = (upload(age, device) for age in (reading.memory_age, reading.pointer_age))
         memory_age, pointer_age = ages
         given = (reading.memory, memory_age, reading.pointer, pointer_age)
         size = self._size(count)
-        found = self._find(vision.fine, vision.middle, vision.coarse, *(padded(part, size) for part in given))
+        found = self._found(vision.fine, vision.middle, vision.coarse, *(padded(part, size) for part in given))
         return Decoded(*(part[:count] for part in found))
 
     def _find(
@@ -317,7 +328,7 @@ class SamHeads:
     def _rotate(self, x: Tensor) -> Tensor:
         """Axial rotary encoding of ``(G, heads, F * h * w, d)``, the same for each of F frames, in float32."""
         turns = self._turns
-        if self._is_compiled:  # torch.compile fuses real arithmetic only
+        if self._is_fused:  # torch.compile fuses real arithmetic only
             cos, sin = torch.view_as_real(turns).unbind(-1)
             a, b = x.float().unflatten(2, (-1, len(turns))).unflatten(-1, (-1, 2)).unbind(-1)
             turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
@@ -359,23 +370,28 @@ class SamHeads:
 
         A mask is output and memory at once, as SAM2's mask prompt (``_use_mask_as_output``).
         """
-        parts = self._fitting(lambda size: [self._begin(vision, part) for part in masks.split(size)], len(masks))
+
+        def batch(part: Tensor) -> list[Tensor]:
+            given = padded(part, self._size(len(part)))
+            return [column[: len(part)] for column in self._begun(vision.fine, vision.middle, vision.coarse, given)]
+
+        parts = self._fitting(lambda size: [batch(part) for part in masks.split(size)], len(masks))
         memory, pointer = zip(*parts, strict=True)
         return torch.cat(memory), torch.cat(pointer)
 
-    def _begin(self, vision: Vision, masks: Tensor) -> tuple[Tensor, Tensor]:
-        model, dtype = self._model, vision.coarse.dtype
+    def _begin(self, fine: Tensor, middle: Tensor, coarse: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        model, dtype = self._model, coarse.dtype
         side = (model.image_size, model.image_size)
         soft = _resize(masks[:, None].float(), side)
         prompt = model.mask_downsample(soft.to(dtype))
         prompt = _resize(prompt.float(), model.prompt_encoder.mask_input_size).to(dtype)
-        features = vision.coarse.expand(len(masks), -1, -1, -1)
+        features = coarse.expand(len(masks), -1, -1, -1)
         embedded = model.prompt_encoder.mask_embed(prompt)
-        found = self._decode(vision.fine, vision.middle, features, embedded, several=True)[2]
+        found = self._decode(fine, middle, features, embedded, several=True)[2]
         visible = masks.flatten(1).any(1)
         pointer = torch.where(visible[:, None], found, model.no_object_pointer)
         inside = _resize(soft * 20 - 10, self._memory_side) > 0
-        return self._encode(vision.coarse, inside.to(dtype), visible), pointer
+        return self._encode(coarse, inside.to(dtype), visible), pointer
 
     def remember(self, vision: Vision, logits: Tensor) -> Tensor:
         """Memory ``(M, S, 64)`` of mask logits ``(M, 4h, 4w)``; one without a positive pixel is absent."""

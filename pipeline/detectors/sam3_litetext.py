@@ -21,7 +21,7 @@ from configs.schema import DetectorConfig
 from pipeline.checkpoints import Checkpoint
 from pipeline.compiled import Backend
 from pipeline.detectors.sam3_network import Decoded, Sam3Network
-from pipeline.device_memory import with_smaller_batches
+from pipeline.device_memory import download, upload, with_smaller_batches
 from pipeline.errors import UsageError
 from pipeline.torch_masks import area_at, fill_holes_and_islands, greedy_nms, mask_iou, within_boxes
 from pipeline.types import BoxPrompt, Detections, Float32Array, Frame, Prompts, UInt8Array
@@ -40,14 +40,7 @@ def to_pixels(images: Sequence[UInt8Array], size: int, device: torch.device | st
     frames that have the size already. The rest happens on the device.
     """
     pixels = torch.stack([_resized(i, size) for i in images])
-    return _normalise(_uploaded(pixels, torch.device(device)).permute(0, 3, 1, 2).contiguous())
-
-
-def _uploaded(pixels: Tensor, device: torch.device) -> Tensor:
-    """On the device; CUDA copies from pinned memory while the host goes on, and keeps it until the copy is done."""
-    if device.type != "cuda":
-        return pixels.to(device)
-    return pixels.pin_memory().to(device, non_blocking=True)
+    return _normalise(upload(pixels.numpy(), torch.device(device)).permute(0, 3, 1, 2).contiguous())
 
 
 def _resized(image: UInt8Array, size: int) -> Tensor:
@@ -221,10 +214,10 @@ class Sam3LiteTextDetector:
             for rows, iou in _overlaps(hits, len(frames))
         ]
         chosen = np.concatenate(kept)
-        index = torch.from_numpy(chosen).to(self.device)
+        index = upload(chosen, self.device)
         raw = hits.masks[index]
-        masks = fill_holes_and_islands(raw, area_at(raw, self._config.fill_hole_area_px)).cpu().numpy()
-        boxes = hits.boxes[index].cpu().numpy()
+        masks = download(fill_holes_and_islands(raw, area_at(raw, self._config.fill_hole_area_px)))
+        boxes = download(hits.boxes[index])
         found, start = [], 0
         for frame, rows in zip(frames, kept, strict=True):
             part = slice(start, start := start + len(rows))
@@ -243,15 +236,13 @@ class Sam3LiteTextDetector:
         num_phrases = len(prompts.phrases)
         pairs = torch.arange(len(states) * num_phrases)
         coarse = self._network.coarse(states)
-        text = torch.from_numpy(prompts.embeddings).to(self.device)
-        mask = torch.from_numpy(prompts.mask).to(self.device)
+        text = upload(prompts.embeddings, self.device)
+        mask = upload(prompts.mask, self.device)
         parts = []
         for some in pairs.split(self._pairs_per_call):
             frame, phrase = some // num_phrases, some % num_phrases
-            on_device = phrase.to(self.device)
-            parts.append(
-                self._pair_hits(states, coarse[frame.to(self.device)], frame, phrase, text[on_device], mask[on_device])
-            )
+            of_frame, of_phrase = upload(torch.stack([frame, phrase]).numpy(), self.device)
+            parts.append(self._pair_hits(states, coarse[of_frame], frame, phrase, text[of_phrase], mask[of_phrase]))
         return _Hits.cat(parts)
 
     def _pair_hits(
@@ -262,7 +253,8 @@ class Sam3LiteTextDetector:
         score = self._scores(decoded, phrase).cpu()  # the one wait of this call: what follows is for what passed only
         pair, query = torch.nonzero(score > self._config.score_threshold, as_tuple=True)
         masks = self._network.masks(states, frame, decoded, text, mask, pair, query)
-        boxes = decoded.boxes[pair.to(self.device), query.to(self.device)]
+        at = upload(torch.stack([pair, query]).numpy(), self.device)
+        boxes = decoded.boxes[at[0], at[1]]
         if self._config.mask_margin is not None:
             masks = within_boxes(masks, boxes, self._config.mask_margin)
         return _Hits(frame[pair].numpy(), phrase[pair].numpy(), score[pair, query].numpy(), boxes, masks)

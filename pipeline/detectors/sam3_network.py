@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy, inverse_sigmoid
 
 from pipeline.compiled import COMPILER, Backend, CudaGraphs, bucket, compiled, padded
+from pipeline.device_memory import upload
 
 _MASK_PAIRS = 8
 """(frame, phrase) pairs whose pixel features exist at once: about 250 MB each in bfloat16 at 1008 px."""
@@ -68,7 +70,9 @@ class Sam3Network:
         and the small heads, which lose little by it. Encoder and DETR stay together; a score may still differ in its
         last digit with what else was in the batch (seen: 1e-7, in a batch of three)."""
         self._batches: tuple[int, int] | None = None
+        self._encoded: Callable[..., tuple[Tensor, ...]] = self._encode
         self._decoded: Callable[..., tuple[Tensor, ...]] = self._decode_pairs
+        self._recorded_pixels: Callable[..., tuple[Tensor, ...]] | None = None
         self._decoder_step: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._decode_layer
         # Small and precise: bfloat16 would round boxes to a percent of the picture, and scores to half a percent.
         for head in (
@@ -85,27 +89,31 @@ class Sam3Network:
             head.float()
 
     def compile(self, most_frames: int, most_pairs: int, backend: Backend = COMPILER) -> None:
-        """Compile the image encoder and DETR for batches up to these sizes, padded to a few shapes.
+        """Compile the image encoder, DETR and the pixel decoder for batches up to these sizes, padded to a few shapes.
 
         Layer by layer: alike layers share a graph, so 32 layers take two compilations, not minutes of one. On CUDA
-        DETR is recorded instead, since what it costs there are its launches.
+        what was compiled is recorded in addition, since launches are a large part of what it costs there.
         """
         self._batches, self.row_by_row = (most_frames, most_pairs), False
         for layer in self.backbone.layers:
             layer.compile(backend=backend, dynamic=False)
-        if self._decoder.query_embed.weight.device.type == "cuda":
-            self._decoded = CudaGraphs(self._decode_pairs)
-            return
         for layer in self._encoder.layers:
-            layer.compile(backend=backend, dynamic=False)
-        self._decoder_step = compiled(self._decode_layer, backend)
+            layer.compile(backend=backend, dynamic=None)
+        self._decoder_step = compiled(self._decode_layer, backend, dynamic=None)
+        if self._decoder.query_embed.weight.device.type == "cuda":
+            self._encoded = CudaGraphs(self._encode)
+            self._decoded = CudaGraphs(self._decode_pairs)
+            self._recorded_pixels = CudaGraphs(compiled(self._pixels_of, backend, dynamic=None))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Normalised pixels ``(F, 3, S, S)`` to the image encoder's last hidden state ``(F, tokens, C)``."""
         count = len(pixels)
         size = count if self._batches is None else bucket(count, max(count, self._batches[0]))
-        state: Tensor = self.backbone(padded(pixels.to(self.dtype), size)).last_hidden_state
+        (state,) = self._encoded(padded(pixels.to(self.dtype), size))
         return state[:count]
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor]:
+        return (self.backbone(pixels).last_hidden_state,)
 
     def coarse(self, states: Tensor) -> Tensor:
         """The neck's level at the encoder's own resolution, ``(F, C, h, w)``: all that DETR needs."""
@@ -243,21 +251,44 @@ class Sam3Network:
             pair: ``(N,)`` int64 on the CPU, ascending.
             query: ``(N,)`` int64 on the CPU.
         """
-        active = pair.unique().tolist()
+        active, counts = (column.tolist() for column in pair.unique(return_counts=True))
+        at = upload(torch.stack([pair, query]).numpy(), states.device)
+        wanted = decoded.queries[at[0], at[1]].to(self.dtype).split(counts)
+        if self.row_by_row:
+            embedded = [self._masks.mask_embedder(queries) for queries in wanted]
+        else:
+            embedded = list(self._masks.mask_embedder(torch.cat(wanted)).split(counts)) if active else []
+        at_once = 1 if self.row_by_row else _MASK_PAIRS
         out = [states.new_zeros((0, *self._mask_size(states)), dtype=torch.float32)]
         fine: dict[int, list[Tensor]] = {}
-        at_once = 1 if self.row_by_row else _MASK_PAIRS
         for start in range(0, len(active), at_once):
             some = active[start : start + at_once]
             frames = [int(frame[b]) for b in some]
-            fine = {f: fine.get(f) or self._fine(states[f : f + 1]) for f in dict.fromkeys(frames)}
-            levels = [torch.cat(level) for level in zip(*(fine[f] for f in frames), strict=True)]
-            pixels = self._pixels(decoded.memory[some], levels, text[some], mask[some])
-            for row, b in enumerate(some):
-                wanted = query[pair == b].to(states.device)
-                embedded = self._masks.mask_embedder(decoded.queries[b, wanted].to(self.dtype))
-                out.append((embedded @ pixels[row].flatten(1)).unflatten(1, pixels.shape[-2:]).float())
+            seen = tuple(_rows(column, some) for column in (decoded.memory, text, mask))
+            if self._recorded_pixels is not None:
+                pixels = self._recorded(self._recorded_pixels, states, frames, seen)
+            else:
+                fine = {f: fine.get(f) or self._fine(states[f : f + 1]) for f in dict.fromkeys(frames)}
+                levels = [torch.cat(level) for level in zip(*(fine[f] for f in frames), strict=True)]
+                pixels = self._pixels(levels, *seen)
+            for row, one in zip(pixels, embedded[start : start + at_once], strict=True):
+                out.append((one @ row.flatten(1)).unflatten(1, row.shape[-2:]).float())
         return torch.cat(out)
+
+    def _recorded(
+        self, run: Callable[..., tuple[Tensor, ...]], states: Tensor, frames: list[int], seen: tuple[Tensor, ...]
+    ) -> Tensor:
+        """:meth:`_pixels_of` on batches of a few sizes; ``frames`` of the pairs ``seen``, ascending."""
+        wanted = list(dict.fromkeys(frames))
+        of = upload(np.array([wanted.index(f) for f in frames]), states.device)
+        num_frames, num_pairs = bucket(len(wanted), _MASK_PAIRS), bucket(len(frames), _MASK_PAIRS)
+        given = (padded(part, num_pairs) for part in (of, *seen))
+        (pixels,) = run(padded(_rows(states, wanted), num_frames), *given)
+        return pixels[: len(frames)]
+
+    def _pixels_of(self, states: Tensor, of: Tensor, memory: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor]:
+        """:meth:`_pixels` of B pairs whose frames are rows ``of`` ``(B,)`` of ``states``."""
+        return (self._pixels([level[of] for level in self._fine(states)], memory, text, mask),)
 
     def _fine(self, states: Tensor) -> list[Tensor]:
         """The neck's levels above the encoder's resolution, finest first."""
@@ -268,7 +299,7 @@ class Sam3Network:
         side = round(self._neck.fpn_layers[0].scale_factor * math.isqrt(states.shape[1]))
         return side, side
 
-    def _pixels(self, memory: Tensor, levels: list[Tensor], text: Tensor, mask: Tensor) -> Tensor:
+    def _pixels(self, levels: list[Tensor], memory: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """Per-pixel embeddings ``(b, C, H, W)`` that a mask is a product with."""
         head, tokens = self._masks, text.to(self.dtype)
         bias = torch.where(mask, 0.0, torch.finfo(self.dtype).min).to(self.dtype)[:, None, None]
@@ -276,6 +307,11 @@ class Sam3Network:
         memory = memory + head.prompt_cross_attn(query=normed, key=tokens, value=tokens, attention_mask=bias)[0]
         pixels: Tensor = head.instance_projection(head.pixel_decoder([*levels, _as_image(memory)]))
         return pixels
+
+
+def _rows(batch: Tensor, rows: list[int]) -> Tensor:
+    """These rows; the batch itself if it is all of them."""
+    return batch if rows == list(range(len(batch))) else batch[upload(np.array(rows), batch.device)]
 
 
 def _as_image(states: Tensor) -> Tensor:

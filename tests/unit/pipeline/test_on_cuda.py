@@ -10,7 +10,8 @@ from benchmarks.reference import InMemory, random_model, tiny_config
 from pipeline.bench import Subject, load_models, modes, stopwatch
 from pipeline.bench_scene import Scene, synthetic_prompts
 
-pytestmark = pytest.mark.gpu
+# What the compiler warns of is not ours: complex numbers, precision it would rather have.
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         ("graph_pool_handle", lambda: (0, 1)),
     ):
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(CudaGraphs, "_pool", None)
+    monkeypatch.setattr(CudaGraphs, "_workshop", None)
     monkeypatch.setattr(double, "runs", [], raising=False)
     monkeypatch.setattr(double, "seen", seen, raising=False)
     return seen
@@ -96,3 +96,28 @@ def test_what_is_recorded_in_inference_mode_serves_outside(calls: list[tuple[int
         recorded(torch.ones(1, 2).expand(3, 2), torch.zeros(3, 2))
     (out,) = recorded(torch.full((3, 2), 2.0), torch.ones(3, 2))
     assert torch.equal(out, torch.full((3, 2), 5.0))
+
+
+def test_shapes_that_are_rare_run_as_they_are(calls: list[tuple[int, ...]]) -> None:
+    recorded = CudaGraphs(double, after=2)
+    for turn in range(2):
+        for rows in (1, 2):
+            (out,) = recorded(torch.full((rows, 3), float(turn)), torch.ones(rows, 3))
+            assert torch.equal(out, torch.full((rows, 3), 2.0 * turn + 1))
+    assert calls == [(1, 3), (2, 3)] * 2
+    recorded(torch.zeros(1, 3), torch.zeros(1, 3))
+    assert calls[4:] == [(1, 3)] * 3, "its third time"
+    (out,) = recorded(torch.full((1, 3), 4.0), torch.zeros(1, 3))
+    assert len(calls) == 7
+    assert torch.equal(out, torch.full((1, 3), 8.0))
+
+
+def test_what_is_large_runs_as_it_is(calls: list[tuple[int, ...]]) -> None:
+    recorded = CudaGraphs(double, most_rows=2)
+    for _ in range(3):
+        (out,) = recorded(torch.ones(3, 3), torch.ones(3, 3))
+        assert torch.equal(out, torch.full((3, 3), 3.0))
+    assert calls == [(3, 3)] * 3
+    recorded(torch.ones(2, 3), torch.ones(2, 3))
+    recorded(torch.ones(2, 3), torch.ones(2, 3))
+    assert calls[3:] == [(2, 3)] * 3
