@@ -3,7 +3,8 @@
 1/5/20/50 objects x 1/4 phrases, random weights (speed does not depend on them), 1008 px, bfloat16, the same frames and
 objects for everyone, in turns; see :mod:`benchmarks.reference` for what is forced and what is paid. Printed for each:
 frames/s, how many times the reference's, the share of the arithmetic floor (what the card would need for the
-multiplications alone), and peak memory. Ends before ten minutes on any card: a case is begun only if, going by the one
+multiplications alone), peak memory, and what the card does of large matrix products just then: the same card is not as
+fast on every day. Ends before ten minutes on any card: a case is begun only if, going by the one
 before it, it is done in ``--minutes``; those left out are named. ``--compile`` measures ours compiled.
 
 Needs torch, transformers, NumPy, OpenCV, pydantic and pycocotools; no PyAV, decord or Ray. ``--size tiny --device cpu``
@@ -66,6 +67,21 @@ def like_the_reference() -> TrackerConfig:
     return TrackerConfig(recondition_with="tracked", fill_hole_area_px=0)
 
 
+def yardstick_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """10^12/s of square matrix products, now."""
+    side = 8192 if device.type == "cuda" else 512
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    watch, count = stopwatch(device), 10
+    for _ in range(3):
+        a @ b
+    watch.wait()
+    started = time.perf_counter()
+    for _ in range(count):
+        a @ b
+    watch.wait()
+    return 2 * side**3 * count / (time.perf_counter() - started) / 1e12
+
+
 class Contest:
     """Everyone on one scene. Memory is measured one contestant at a time, speed in turns."""
 
@@ -126,6 +142,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One row per contestant."""
     objects, prompts = case
+    card = yardstick_tflops(models.device, next(model.parameters()).dtype)
     contest = Contest(model, models, objects, prompts, num_frames)
     contest.warm_up(WARM_UP)
     spent = contest.seconds(max(1, num_frames // BLOCK))
@@ -148,6 +165,7 @@ def measure(
                 "floor_tflop": [low, high],
                 "share_of_floor": share,
                 "peak_mb": contest.peak_mb[name],
+                "card_tflops": card,
                 "part_ms": parts[name],
             }
         )
@@ -156,11 +174,12 @@ def measure(
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| objects | phrases | | frames/s | / reference | of the floor | peak MB |", "|--|--|--|--|--|--|--|"]
+    columns = ("objects", "phrases", "", "frames/s", "/ reference", "of the floor", "peak MB", "card, TFLOP/s")
+    lines = [f"| {' | '.join(columns)} |", "|--" * len(columns) + "|"]
     for row in rows:
         share = "" if row["share_of_floor"] is None else f"{row['share_of_floor']:.0%}"
         cells = (row["objects"], row["prompts"], row["name"], f"{row['fps']:.1f}", f"{row['ratio']:.2f}x", share)
-        lines.append("| " + " | ".join(str(c) for c in (*cells, f"{row['peak_mb']:.0f}")) + " |")
+        lines.append("| " + " | ".join((*map(str, cells), f"{row['peak_mb']:.0f}", f"{row['card_tflops']:.3g}")) + " |")
     return "\n".join(lines)
 
 

@@ -44,6 +44,8 @@ class _Survey:
     """``(N + A, N + A)``"""
     box: Float32Array
     """``(N + A, 4)`` tight boxes, mask pixels."""
+    area: Float32Array
+    """``(N + A,)`` pixels."""
     likeness: Float32Array
     """``(N + A, M)`` cosine with the objects' mean looks."""
     resemblance: Float32Array
@@ -57,6 +59,7 @@ class _Survey:
             self,
             iou=self.iou[:count, :count],
             box=self.box[:count],
+            area=self.area[:count],
             likeness=self.likeness[:count],
             looks=self.looks[:count],
         )
@@ -164,7 +167,7 @@ class Adaptive:
         final = self._final(det_logits, attended, verdict.shows)
         evidence = self._evidence(found, attended, survey, verdict.shows, detector_ran)
         ids, prompts = self._lifecycle.track_ids, self._lifecycle.prompt_ids
-        plan = self._lifecycle.plan(step, evidence, self._matches(found, evidence, verdict.claimed, detector_ran))
+        plan = self._lifecycle.plan(step, evidence, self._matches(found, evidence, verdict, detector_ran))
         final = final.masked_fill(upload(plan.yields, final.device)[:, None, None], CLEARED_LOGIT)
         self._count(verdict)
         self._remember(step, frame, attended, final, prompts, verdict)
@@ -184,11 +187,13 @@ class Adaptive:
             det_prompt=found.prompt_id,
             det_centre=(box[:, :2] + box[:, 2:]) / 2,
             det_extent=extents(box),
+            det_area=survey.area[:n].astype(np.float64),
             prompt=self._lifecycle.prompt_ids,
             centre=path.centre,
             last_centre=(path.box[:, :2] + path.box[:, 2:]) / 2,
             extent=path.extent,
             last_extent=extents(path.box),
+            last_area=survey.area[n:].astype(np.float64),
             iou=survey.iou[:n, n:],
             rival_iou=survey.iou[n:, n:].copy(),
             likeness=survey.likeness[:n],
@@ -207,11 +212,13 @@ class Adaptive:
         if num_rows:
             described, known = looks.describe(inside), self._gallery.looks
             likeness = torch.cat([described, known]) @ known.T
-        tables = mask_iou(inside, inside), boxes(inside), likeness
+        tables = mask_iou(inside, inside), boxes(inside), inside.flatten(1).sum(1), likeness
         flat = torch.cat([table.float().flatten() for table in tables]).cpu().numpy()
         ends = np.cumsum([table.numel() for table in tables])[:-1]
-        iou, box, like = (part.reshape(table.shape) for part, table in zip(np.split(flat, ends), tables, strict=True))
-        return _Survey(iou, box, like[:count], like[count:], described)
+        iou, box, area, like = (
+            part.reshape(table.shape) for part, table in zip(np.split(flat, ends), tables, strict=True)
+        )
+        return _Survey(iou, box, area, like[:count], like[count:], described)
 
     def _attend(self, step: int, frame: _Frame, rows: Int64Array) -> _Attended:
         """Memory attention for ``rows``, after writing what they have pending."""
@@ -263,13 +270,14 @@ class Adaptive:
             detector_ran=detector_ran,
         )
 
-    def _matches(self, found: Detections, evidence: Evidence, claimed: Int64Array, detector_ran: bool) -> Association:
+    def _matches(self, found: Detections, evidence: Evidence, verdict: Verdict, detector_ran: bool) -> Association:
         """One to one; a detection that nobody claims and that lies on nobody starts an object."""
-        n, prompt = len(found), self._lifecycle.prompt_ids
+        n, prompt, claimed = len(found), self._lifecycle.prompt_ids, verdict.claimed
         same = found.prompt_id[:, None] == prompt[None]
         taken = np.isin(np.arange(n), claimed)
         lies_on = ((evidence.det_iou >= self._config.match_iou) & same).any(1)
-        is_new = (found.score >= self._config.new_object_score) & ~taken & ~lies_on
+        is_new = (found.score >= self._config.new_object_score) & ~taken & ~lies_on & ~verdict.in_place
+        is_new &= ~verdict.merges.any(1)
         return Association(is_new, np.arange(n)[:, None] == claimed[None], (claimed < 0) & detector_ran, claimed)
 
     def _count(self, verdict: Verdict) -> None:
@@ -320,7 +328,8 @@ class Adaptive:
         seen = np.flatnonzero(shows >= 0)
         path.see(seen, survey.box[shows[seen]].astype(np.float64))
         path.correct(seen)
-        path.unseen = np.where(verdict.claimed >= 0, 0, path.unseen + detector_ran)
+        in_company = verdict.merges.any(0) & (shows >= 0)
+        path.unseen = np.where(verdict.claimed >= 0, 0, path.unseen + (detector_ran & ~in_company))
         path.skipped[verdict.claimed >= 0] = 0
         path.since_attention += 1
         path.since_attention[attended] = 0

@@ -13,7 +13,7 @@ what moves smoothly and keeps its colour keeps its id. (Idea of position and loo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -32,8 +32,12 @@ _DRIFT = 1.0
 _MAX_SIZE_RATIO = 1.8
 """Side lengths: nothing is larger than this beside what it was, nor smaller while it is in sight. What comes out from
 behind something may be as small as its edge."""
-_PART = 0.7
-"""What is smaller, beside the whole, is only a part of it."""
+_PART, _PART_SLACK = 0.7, 0.1
+"""What is smaller, beside the whole, is only a part of it. Of what comes out again so much less need look like it: what
+hides the rest mixes with the little that is seen."""
+_WITHIN, _MERGED, _MERGED_SIZE = 0.4, 0.65, 1.25
+"""A detection that covers so much of two objects that no other covers, and has so much of their area, and is larger
+than either by so much, is both of them: two that touch are often found as one."""
 _LOOK_RAMP = 0.1
 """A likeness of ``same_look`` counts 0, one so much higher counts 1: beyond that, differences are the light's."""
 _TWINS, _STRANGERS = 0.03, 0.1
@@ -81,6 +85,8 @@ class Outlook:
     """``(N, 2)`` centres x, y of the detected masks, mask pixels."""
     det_extent: Float64Array
     """``(N,)`` square root of the box area."""
+    det_area: Float64Array
+    """``(N,)`` pixels of the detected masks."""
     prompt: Int16Array
     """``(M,)``"""
     centre: Float64Array
@@ -91,6 +97,8 @@ class Outlook:
     """``(M,)`` square root of the box area when all of the object is seen."""
     last_extent: Float64Array
     """``(M,)`` the same of the last masks: what was seen of it."""
+    last_area: Float64Array
+    """``(M,)`` pixels of the last masks where they are predicted."""
     iou: Float32Array
     """``(N, M)`` mask IoU of detections and last masks moved to where they are predicted."""
     rival_iou: Float32Array
@@ -106,6 +114,11 @@ class Outlook:
     since_attention: Int64Array
     """``(M,)`` frames without attention since the object last attended, or a stagger."""
     detector_ran: bool = True
+    merges: BoolArray = field(init=False)
+    """``(N, M)`` objects that a detection shows together with others of their phrase, as if they were one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "merges", _merges(self))
 
     @property
     def elapsed(self) -> Int64Array:
@@ -126,11 +139,37 @@ class Outlook:
         """``(N, M)``"""
         return np.asarray(self.det_prompt[:, None] == self.prompt[None])
 
+    @property
+    def claimable(self) -> BoolArray:
+        """``(N, M)`` of the object's phrase, and not several objects in one."""
+        return np.asarray(self.same_prompt & ~self.merges.any(1)[:, None])
+
+
+def _merges(seen: Outlook) -> BoolArray:
+    """See :attr:`Outlook.merges`."""
+    area = seen.last_area
+    within: BoolArray = _shared(seen.iou, seen.det_area, area) >= _WITHIN * np.maximum(area, 1)
+    within &= seen.same_prompt & (seen.unseen == 0)
+    within &= within.sum(0) == 1
+    if not (within.sum(1) > 1).any():
+        return np.zeros_like(within)
+    overlap = _shared(seen.rival_iou, area, area)
+    np.fill_diagonal(overlap, 0)
+    union = within @ area - 0.5 * ((within @ overlap) * within).sum(1)
+    largest = np.where(within, area, 0).max(1, initial=0)
+    is_merged = (within.sum(1) > 1) & (seen.det_area >= np.maximum(_MERGED * union, _MERGED_SIZE * largest))
+    return np.asarray(within & is_merged[:, None])
+
+
+def _shared(iou: Float32Array, a: Float64Array, b: Float64Array) -> Float64Array:
+    """``(N, M)`` pixels that masks of these areas share."""
+    return np.asarray(iou * (a[:, None] + b[None]) / (1 + iou))
+
 
 def who_attends(seen: Outlook, config: TrackerConfig) -> tuple[Int64Array, Int64Array]:
     """``(M,)`` :class:`Reason` of every object, and ``(M,)`` the detection a resting one takes, or -1."""
     count = len(seen.prompt)
-    iou = np.where(seen.same_prompt, seen.iou, 0)
+    iou = np.where(seen.claimable, seen.iou, 0)
     padded = np.concatenate([iou, np.zeros((1, count), iou.dtype)])
     best = padded.argmax(0)
     rows = np.arange(count)
@@ -184,12 +223,14 @@ def affinity(seen: Outlook, tracked_iou: Float32Array, config: TrackerConfig) ->
     fits = (ratio <= _MAX_SIZE_RATIO) & ((ratio >= 1 / _MAX_SIZE_RATIO) | (seen.elapsed > 0)[None])
     overlap = np.maximum(seen.iou, tracked_iou).astype(np.float64)
     place = np.maximum(overlap, np.where(fits, 0.8 * nearness, 0))
-    like = seen.likeness >= config.same_look
-    look = np.clip((seen.likeness - config.same_look) / _LOOK_RAMP, 0, 1)
+    comes_out = (seen.det_extent[:, None] < _PART * seen.extent[None]) & (seen.unseen > 0)
+    likeness = seen.likeness + np.where(comes_out, _PART_SLACK, 0)
+    like = likeness >= config.same_look
+    look = np.clip((likeness - config.same_look) / _LOOK_RAMP, 0, 1)
     look = np.minimum(look, _distinction(seen, (place > 0) & seen.same_prompt))
     together = np.where(place > 0, 0.5 * place + 0.5 * look, 0) * np.where(seen.unseen > 0, _LOST_DISCOUNT, 1)
     in_spite = np.where((overlap >= config.track_match_iou) & (seen.unseen == 0), _UNLIKE_DISCOUNT * overlap, 0)
-    return np.asarray(np.where(seen.same_prompt, np.where(like, together, in_spite), 0))
+    return np.asarray(np.where(seen.claimable, np.where(like, together, in_spite), 0))
 
 
 def _distinction(seen: Outlook, possible: BoolArray) -> Float64Array:
@@ -244,6 +285,10 @@ class Verdict:
     """Attention found the claimed detection too."""
     shows: Int64Array
     """Candidate that is the object's mask, or -1: N detections, then the A masks that attention found."""
+    merges: BoolArray
+    """``(N, M)`` see :attr:`Outlook.merges`."""
+    in_place: BoolArray
+    """``(N,)`` detections that lie where an object in sight is expected, whether or not they are its."""
 
     @property
     def is_plain(self) -> BoolArray:
@@ -259,7 +304,7 @@ def judge(seen: Outlook, reason: Int64Array, rests: Int64Array, tracked: Tracked
     """
     n, count = len(seen.det_score), len(reason)
     tracked_iou = np.zeros((n + 1, count), np.float32)
-    tracked_iou[:n, tracked.rows] = tracked.det_iou
+    tracked_iou[:n, tracked.rows] = np.where(_fits(seen, tracked), tracked.det_iou, 0)
     claimed = claims(seen, rests, tracked_iou[:n], config)
     agrees = tracked_iou[claimed, np.arange(count)] >= config.track_match_iou
     found = np.full(count, -1, np.int64)
@@ -269,24 +314,28 @@ def judge(seen: Outlook, reason: Int64Array, rests: Int64Array, tracked: Tracked
     weak = np.append(seen.det_score, 0)[claimed] < config.recondition_score
     by_claim = np.where(weak & agrees, found, claimed)
     shows = np.where(claimed >= 0, by_claim, np.where(credible, found, -1))
-    return Verdict(reason, claimed, agrees & (claimed >= 0), shows)
+    in_place = ((seen.iou >= config.match_iou) & seen.same_prompt & (seen.unseen == 0)).any(1)
+    return Verdict(reason, claimed, agrees & (claimed >= 0), shows, seen.merges, in_place)
+
+
+def _fits(seen: Outlook, tracked: Tracked) -> BoolArray:
+    """``(A,)`` masks found by attention that are not much larger than the object: such a one ran over its neighbour."""
+    return np.asarray(tracked.extent <= _MAX_SIZE_RATIO * seen.extent[tracked.rows])
 
 
 def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: TrackerConfig) -> BoolArray:
-    """``(A,)`` masks found by attention that can be the object although no detection is.
-
-    One that is much larger than the object has run over into a neighbour.
-    """
+    """``(A,)`` masks found by attention that can be the object although no detection is."""
     if not seen.detector_ran:
         return tracked.is_there
     rows = tracked.rows
     distance = np.linalg.norm(tracked.centre - seen.centre[rows], axis=1)
     near = distance <= seen.extent[rows] * seen.spread[rows]
-    fits = tracked.extent <= _MAX_SIZE_RATIO * seen.extent[rows]
     recent = seen.unseen[rows] < config.hide_after_frames
     taken = np.unique(claimed[claimed >= 0])
     jumped = ((tracked.det_iou[taken] >= _JUMPED_IOU) & seen.same_prompt[taken][:, rows]).any(0)
-    return np.asarray(tracked.is_there & near & fits & recent & ~jumped & (tracked.likeness >= config.same_look))
+    return np.asarray(
+        tracked.is_there & near & _fits(seen, tracked) & recent & ~jumped & (tracked.likeness >= config.same_look)
+    )
 
 
 def _nearness(seen: Outlook, centre: Float64Array) -> Float64Array:

@@ -101,7 +101,7 @@ def test_the_gpu_benchmark_runs_without_decoders_or_ray(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["reference", "exact", "adaptive"]
     for row in rows:
-        assert row["fps"] > 0 and row["peak_mb"] > 0
+        assert row["fps"] > 0 and row["peak_mb"] > 0 and row["card_tflops"] > 0
         parts = {"image encoder", "detection"} | (set() if row["name"] == "adaptive" else {"neck", "memory"})
         assert parts <= set(row["part_ms"]), "adaptive: nobody may need attention on so few frames"
     assert "| 2 | 1 | adaptive |" in (tmp_path / "gpu.md").read_text()

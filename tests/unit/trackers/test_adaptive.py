@@ -20,6 +20,7 @@ from pipeline.types import Detections, Frame
 from tests import tinyconf
 from trackers.attention_plan import Reason
 from trackers.sam3_memory import Sam3MemoryTracker
+from trackers.sam_heads import Decoded
 
 SIDE, LOW = 112, 32
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -51,7 +52,7 @@ class Watched:
         heads = self.tracker._heads
         self._watch(heads, "_read", "attention", lambda _, reading: len(reading.rows))
         self._watch(heads, "vision", "neck", lambda _: 1)
-        self._watch(heads, "_begin", "begin", lambda _, masks: len(masks))
+        self._watch(heads, "_begun", "begin", lambda *given: len(given[-1]))
 
     def _watch(self, heads: Any, method: str, name: str, size: Callable[..., int]) -> None:
         inner = getattr(heads, method)
@@ -187,6 +188,38 @@ def test_different_colours_keep_their_ids_when_one_passes_in_front(parts: Simple
             if thing[0] >= 0:
                 assert (i == blue_id) == (thing[2] == BLUE), f"frame {t}"
     assert len(seen[-1]) == 2
+
+
+def test_twins_that_touch_and_are_found_as_one_stay_two(parts: SimpleNamespace) -> None:
+    """They meet, one detection covers both for ten frames, and they part again; attention finds each of them."""
+    together = [*range(9), *[8] * 10, *range(8, -1, -1)]
+    pairs: list[list[Thing]] = [[(x, 12, RED), (24 - x, 12, RED)] for x in together]
+    watched = Watched(parts)
+    heads = watched.tracker._heads
+    propagate, now = heads.propagate, [0]
+
+    def knows(vision: Any, bank: Any, step: int, rows: Any) -> Decoded:
+        found = propagate(vision, bank, step, rows)
+        logits = torch.from_numpy(_detections(pairs[now[0]]).mask_logits)[torch.from_numpy(rows)]
+        return Decoded(logits, torch.full_like(found.object_logit, 5.0), found.pointer)
+
+    heads.propagate = knows  # type: ignore[method-assign]
+    for t, pair in enumerate(pairs):
+        now[0], found = t, _detections(pair)
+        if pair[0][0] == 8:
+            mask = found.mask_logits.max(0, keepdims=True)
+            found = Detections(np.float32([[8, 12, 24, 20]]), found.score[:1], found.prompt_id[:1], mask)
+        low = watched.tracker.advance(_frame(t, pair), found)
+        assert low.track_id.tolist() == [1, 2], f"frame {t}"
+        for (x, y, _), mask in zip(pair, low.logits > 0, strict=True):
+            assert mask.sum() == 64 and mask[y : y + 8, x : x + 8].all(), f"frame {t}"
+
+
+def test_what_looks_unlike_the_thing_in_its_place_is_no_newcomer_yet(parts: SimpleNamespace) -> None:
+    watched = Watched(parts)
+    watched.run(still((4, 12, RED), frames=3))
+    assert list(watched.run(still((7, 12, BLUE), frames=1), start=3)[0]) in ([], [1])
+    assert 2 in watched.run(still((7, 12, BLUE), frames=2), start=4)[1]
 
 
 def test_what_left_is_hidden_soon_sleeps_and_ends(parts: SimpleNamespace) -> None:

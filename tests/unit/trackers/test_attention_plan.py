@@ -28,11 +28,13 @@ def outlook(objects: list[dict[str, Any]], dets: list[dict[str, Any]], **changes
         det_prompt=column(dets, "prompt", 0, np.int16),
         det_centre=det_at,
         det_extent=column(dets, "extent", 10, np.float64),
+        det_area=column(dets, "area", 100, np.float64),
         prompt=column(objects, "prompt", 0, np.int16),
         centre=at,
         last_centre=at,
         extent=column(objects, "extent", 10, np.float64),
         last_extent=column(objects, "last_extent", 10, np.float64),
+        last_area=column(objects, "area", 100, np.float64),
         rival_iou=_square_iou(at, at),
         likeness=np.cos(det_look[:, None] - look[None]).astype(np.float32),
         resemblance=np.cos(look[:, None] - look[None]).astype(np.float32),
@@ -132,6 +134,39 @@ def test_what_comes_out_from_behind_something_may_be_small_and_not_large() -> No
     for extent, expected in ((2, -1), (9, 0)):
         seen = outlook([{"at": (50, 50), "look": 30}], [near | {"extent": extent}], **_no_overlap(1, 1))
         assert claims(seen, np.array([-1]), np.zeros((1, 1), np.float32), CONFIG)[0] == expected
+
+
+def test_one_detection_of_two_that_touch_is_nobodys() -> None:
+    """10 x 10 px each, side by side; the detection covers 190 of their 200 px."""
+    twins = [{"at": (50, 50)}, {"at": (60, 50)}]
+
+    def claimed(objects: list[dict[str, Any]], area: float, *others: dict[str, Any]) -> list[int]:
+        dets = [{"at": (55, 50), "area": area, "extent": 14}, *others]
+        at, det_at = (np.array([row["at"] for row in rows], np.float64) for rows in (objects, dets))
+        iou = _square_iou(det_at, at)
+        iou[0] = 90 / 200
+        seen = outlook(objects, dets, iou=iou)
+        return claims(seen, np.array([-1, -1]), np.zeros_like(iou), CONFIG).tolist()
+
+    assert claimed(twins, 190) == [-1, -1]
+    assert 0 in claimed(twins, 120), "no larger than one of them"
+    assert 0 in claimed([twins[0], {"at": (60, 50), "unseen": 1}], 190), "the other is out of sight"
+    assert 0 in claimed([twins[0], {"at": (60, 50), "prompt": 1}], 190), "another phrase"
+    assert 0 in claimed(twins, 190, {"at": (60, 50)}), "the other has a detection of its own"
+
+
+def test_a_part_that_comes_out_need_not_look_like_the_whole() -> None:
+    for unseen, extent, expected in ((1, 5, 0), (0, 5, -1), (1, 9, -1)):
+        part = {"at": (53, 50), "look": 42, "extent": extent}  # cosine .74
+        seen = outlook([{"at": (50, 50), "unseen": unseen}], [part], **_no_overlap(1, 1))
+        assert claims(seen, np.array([-1]), np.zeros((1, 1), np.float32), CONFIG)[0] == expected
+
+
+def test_attention_that_ran_over_a_neighbour_does_not_claim_for_its_object() -> None:
+    for extent, expected in ((10.0, 0), (20.0, -1)):
+        seen = outlook([{"at": (50, 50)}], [{"at": (70, 50)}])
+        found = tracked([0], 1, det_iou=np.float32([[0.6]]), extent=np.array([extent]))
+        assert judge(seen, np.array([2]), np.array([-1]), found, CONFIG).claimed.tolist() == [expected]
 
 
 def test_twins_are_told_by_place_and_others_by_look_while_they_pass() -> None:
