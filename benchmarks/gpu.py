@@ -5,7 +5,8 @@ objects for everyone, in turns; see :mod:`benchmarks.reference` for what is forc
 frames/s, how many times the reference's, the share of the arithmetic floor (what the card would need for the
 multiplications alone), peak memory, and what the card does of large matrix products just then: the same card is not as
 fast on every day. Ends before ten minutes on any card: a case is begun only if, going by the one
-before it, it is done in ``--minutes``; those left out are named. ``--compile`` measures ours compiled.
+before it, it is done in ``--minutes``; those left out are named. What was measured before on such a card stays in the
+table: it can be filled in several goes (``--cases``). ``--compile`` measures ours compiled.
 
 Needs torch, transformers, NumPy, OpenCV, pydantic and pycocotools; no PyAV, decord or Ray. ``--size tiny --device cpu``
 checks it anywhere. ``--one-frame 5 --device cpu`` runs ours alone, 5 objects on a single full-size frame after a first
@@ -20,6 +21,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,7 @@ def measure(
                 "objects": objects,
                 "prompts": prompts,
                 "name": name,
+                "on": date.today().isoformat(),
                 "fps": 1 / frame_s,
                 "ratio": ratio,
                 "floor_tflop": [low, high],
@@ -179,7 +182,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         share = "" if row["share_of_floor"] is None else f"{row['share_of_floor']:.0%}"
         cells = (row["objects"], row["prompts"], row["name"], f"{row['fps']:.1f}", f"{row['ratio']:.2f}x", share)
-        lines.append("| " + " | ".join((*map(str, cells), f"{row['peak_mb']:.0f}", f"{row['card_tflops']:.3g}")) + " |")
+        card = f"{row['card_tflops']:.3g}" if "card_tflops" in row else ""
+        lines.append("| " + " | ".join((*map(str, cells), f"{row['peak_mb']:.0f}", card)) + " |")
     return "\n".join(lines)
 
 
@@ -287,8 +291,21 @@ def _case(text: str) -> tuple[int, int]:
     return int(objects), int(prompts)
 
 
+def with_earlier(rows: Sequence[dict[str, Any]], out: Path, where: str) -> list[dict[str, Any]]:
+    """These rows, and those of other cases that ``out`` has of the same card, size and versions, in order."""
+    known = json.loads(out.read_text()) if out.exists() else {}
+    new = {_case_of(row) for row in rows}
+    kept = [row for row in known.get("rows", []) if known["where"] == where and _case_of(row) not in new]
+    return sorted([*kept, *rows], key=_case_of)  # stable: contestants stay as they are
+
+
+def _case_of(row: dict[str, Any]) -> tuple[int, int]:
+    return row["objects"], row["prompts"]
+
+
 def _write(rows: Sequence[dict[str, Any]], left_out: Sequence[str], out: Path, where: str) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
+    rows = with_earlier(rows, out.with_suffix(".json"), where)
     found = {"where": where, "rows": rows, "left_out": left_out}
     out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     out.with_suffix(".md").write_text(f"`python -m benchmarks.gpu`: {where}\n\n{table(rows)}\n")

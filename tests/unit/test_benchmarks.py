@@ -107,6 +107,20 @@ def test_the_gpu_benchmark_runs_without_decoders_or_ray(tmp_path: Path) -> None:
     assert "| 2 | 1 | adaptive |" in (tmp_path / "gpu.md").read_text()
 
 
+def test_the_gpu_table_is_filled_in_several_goes(tmp_path: Path) -> None:
+    """What another card, or the same case, said before goes."""
+    row = {"name": "exact", "fps": 1.0, "ratio": 1.0, "share_of_floor": None, "peak_mb": 1.0, "card_tflops": 700.0}
+    cases = {(5, 1): 1.0, (1, 4): 2.0}
+    rows = [row | {"objects": k, "prompts": p, "fps": fps} for (k, p), fps in cases.items()]
+    gpu._write(rows, [], tmp_path / "gpu", "card A")
+    again = [row | {"objects": 5, "prompts": 1, "fps": 3.0}, row | {"objects": 20, "prompts": 1, "fps": 4.0}]
+    gpu._write(again, [], tmp_path / "gpu", "card A")
+    found = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [(r["objects"], r["prompts"], r["fps"]) for r in found] == [(1, 4, 2.0), (5, 1, 3.0), (20, 1, 4.0)]
+    gpu._write(again[:1], [], tmp_path / "gpu", "card B")
+    assert len(json.loads((tmp_path / "gpu.json").read_text())["rows"]) == 1
+
+
 def test_one_frame_leaves_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--size", "tiny", "--device", "cpu", "--one-frame", "5", "-o", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["gpu", *options])
