@@ -142,7 +142,7 @@ class Outlook:
     @property
     def claimable(self) -> BoolArray:
         """``(N, M)`` of the object's phrase, and not several objects in one."""
-        return np.asarray(self.same_prompt & ~self.merges.any(1)[:, None])
+        return np.asarray(self.same_prompt & ~self.merges.any(1, keepdims=True))
 
 
 def _merges(seen: Outlook) -> BoolArray:
