@@ -9,7 +9,9 @@ camera can move to another worker; an actor that wraps this class needs nothing 
 from __future__ import annotations
 
 import logging
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,8 +36,8 @@ _FIRST_BACKOFF_S, _BACKOFF_CAP_S = 0.25, 10.0
 _CALM_S = 60.0
 """A camera that did not fail for so long begins with the shortest wait again."""
 _COMPLAIN_EVERY_S = 30.0
-_STEP_WEIGHT, _LONGEST_STEP = 0.1, 2.0
-"""Of the newest step in the usual one; and how many usual ones it may be."""
+_STEPS = 16
+"""The usual time between frames is the median of so many."""
 _MISSED_FRAMES = 4
 """More at once are told to the tracker; drops now and then are in the speed that it sees."""
 
@@ -96,8 +98,8 @@ class Camera:
     """When it was last taken a frame from."""
     next_frame: int = 0
     """One after the last frame that was tracked."""
-    step_s: float = 0.0
-    """Usual time between frames that were tracked."""
+    steps: deque[float] = field(default_factory=lambda: deque(maxlen=_STEPS))
+    """Seconds between frames that were tracked, the latest; the first one is often long: everything is new to it."""
     lost_wall_s: float | None = None
     start_up_s: float = 0.0
     """What of the gap at hand is this process's own: it took so long to get ready."""
@@ -115,6 +117,11 @@ class Camera:
     restart: str = ""
     """Why an earlier process's objects do not go on, to be said with the first frame."""
 
+    @property
+    def step_s(self) -> float:
+        """Usual time between frames that were tracked; 0 while unknown."""
+        return statistics.median_low(self.steps) if self.steps else 0.0
+
     def num_missed(self, live: LiveFrame) -> int:
         """About how many frames there were since the last one that was tracked: by the clock, and by stream time.
 
@@ -127,12 +134,8 @@ class Camera:
     def note_step(self, live: LiveFrame) -> None:
         """Learn the usual time between frames; before ``marks`` are told of this one."""
         step_s = live.frame.pts_s - self.marks.past.pts_s
-        if live.gap_s is not None or step_s <= 0 or not self.stats.tracked:
-            return
-        if self.step_s:
-            self.step_s += (min(step_s, _LONGEST_STEP * self.step_s) - self.step_s) * _STEP_WEIGHT
-        else:
-            self.step_s = step_s
+        if live.gap_s is None and step_s > 0 and self.stats.tracked:
+            self.steps.append(step_s)
 
 
 class CameraWorker:
@@ -467,7 +470,7 @@ class CameraWorker:
             "phrases": camera.phrases.state(),
             "next_frame": camera.next_frame,
             "tracked": camera.stats.tracked,
-            "step_s": camera.step_s,
+            "steps": list(camera.steps),
             "saved_wall_s": time.time(),
         }
         commit, num_masklets = prepare_state(camera.folder, state, camera.tracker.save), linker.num_masklets
@@ -512,7 +515,8 @@ class CameraWorker:
         camera.linker.restore(state["linker"], time.monotonic())
         camera.linker.adopt(camera.marks.num_masklets, camera.marks.births(camera.linker.session))
         camera.phrases.restore(**state["phrases"])
-        camera.stats.tracked, camera.step_s = state["tracked"], state["step_s"]
+        camera.stats.tracked = state["tracked"]
+        camera.steps.extend(state["steps"])
         camera.tracker = self._make_tracker(camera.stream_id, camera.linker.session)
         try:
             camera.tracker.restore(tracker_folder)

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.errors import RunError
 from pipeline.store import write_atomically
 
-VERSION = 2
+VERSION = 3
 LOGGER = logging.getLogger("masklet.live")
 _CURRENT, _MARKS = "current.json", "marks.bin"
 _US = 1_000_000

@@ -372,6 +372,22 @@ def test_the_tracker_is_told_how_much_it_missed() -> None:
     assert told == [40]
 
 
+def test_a_slow_first_frame_is_not_taken_for_the_usual_time_between_frames() -> None:
+    """Everything is new to the first frame: the next one that is tracked may be seconds later."""
+    bench = Bench("a")
+    camera = bench.cameras["a"]
+    camera.film(1)
+    bench.step()
+    camera.next_index += 25
+    camera.film(6)
+    bench.step(6)
+    told: list[int] = []
+    bench.trackers[0].skip = told.append  # type: ignore[method-assign]
+    camera.film(1, gap_s=3.0)
+    bench.step()
+    assert told == [30]
+
+
 def test_a_burst_after_a_freeze_is_missed_by_stream_time() -> None:
     """Thirty frames came at once and were dropped: no time went by, but three seconds of the scene."""
     bench = Bench("a")
