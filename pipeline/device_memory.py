@@ -1,4 +1,4 @@
-"""What to do when the device runs out of memory: less at a time. Torch."""
+"""To a device and back without waiting for it, and what to do when it runs out of memory: less at a time. Torch."""
 
 from __future__ import annotations
 

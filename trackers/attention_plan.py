@@ -304,13 +304,14 @@ def judge(seen: Outlook, reason: Int64Array, rests: Int64Array, tracked: Tracked
     """
     n, count = len(seen.det_score), len(reason)
     tracked_iou = np.zeros((n + 1, count), np.float32)
-    tracked_iou[:n, tracked.rows] = np.where(_fits(seen, tracked), tracked.det_iou, 0)
+    fits = tracked.extent <= _MAX_SIZE_RATIO * seen.extent[tracked.rows]  # else it ran over into a neighbour
+    tracked_iou[:n, tracked.rows] = np.where(fits, tracked.det_iou, 0)
     claimed = claims(seen, rests, tracked_iou[:n], config)
     agrees = tracked_iou[claimed, np.arange(count)] >= config.track_match_iou
     found = np.full(count, -1, np.int64)
     found[tracked.rows] = n + np.arange(len(tracked.rows))
     credible = np.zeros(count, bool)
-    credible[tracked.rows] = _credible(seen, tracked, claimed, config)
+    credible[tracked.rows] = _credible(seen, tracked, fits, claimed, config)
     weak = np.append(seen.det_score, 0)[claimed] < config.recondition_score
     by_claim = np.where(weak & agrees, found, claimed)
     shows = np.where(claimed >= 0, by_claim, np.where(credible, found, -1))
@@ -318,13 +319,14 @@ def judge(seen: Outlook, reason: Int64Array, rests: Int64Array, tracked: Tracked
     return Verdict(reason, claimed, agrees & (claimed >= 0), shows, seen.merges, in_place)
 
 
-def _fits(seen: Outlook, tracked: Tracked) -> BoolArray:
-    """``(A,)`` masks found by attention that are not much larger than the object: such a one ran over its neighbour."""
-    return np.asarray(tracked.extent <= _MAX_SIZE_RATIO * seen.extent[tracked.rows])
+def _credible(
+    seen: Outlook, tracked: Tracked, fits: BoolArray, claimed: Int64Array, config: TrackerConfig
+) -> BoolArray:
+    """``(A,)`` masks found by attention that can be the object although no detection is.
 
-
-def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: TrackerConfig) -> BoolArray:
-    """``(A,)`` masks found by attention that can be the object although no detection is."""
+    Args:
+        fits: ``(A,)`` those that are not much larger than the object.
+    """
     if not seen.detector_ran:
         return tracked.is_there
     rows = tracked.rows
@@ -333,9 +335,7 @@ def _credible(seen: Outlook, tracked: Tracked, claimed: Int64Array, config: Trac
     recent = seen.unseen[rows] < config.hide_after_frames
     taken = np.unique(claimed[claimed >= 0])
     jumped = ((tracked.det_iou[taken] >= _JUMPED_IOU) & seen.same_prompt[taken][:, rows]).any(0)
-    return np.asarray(
-        tracked.is_there & near & _fits(seen, tracked) & recent & ~jumped & (tracked.likeness >= config.same_look)
-    )
+    return np.asarray(tracked.is_there & near & fits & recent & ~jumped & (tracked.likeness >= config.same_look))
 
 
 def _nearness(seen: Outlook, centre: Float64Array) -> Float64Array:

@@ -253,11 +253,11 @@ class Sam3Network:
         """
         active, counts = (column.tolist() for column in pair.unique(return_counts=True))
         at = upload(torch.stack([pair, query]).numpy(), states.device)
-        wanted = decoded.queries[at[0], at[1]].to(self.dtype).split(counts)
+        wanted = decoded.queries[at[0], at[1]].to(self.dtype)
         if self.row_by_row:
-            embedded = [self._masks.mask_embedder(queries) for queries in wanted]
+            embedded = [self._masks.mask_embedder(queries) for queries in wanted.split(counts)]
         else:
-            embedded = list(self._masks.mask_embedder(torch.cat(wanted)).split(counts)) if active else []
+            embedded = list(self._masks.mask_embedder(wanted).split(counts))
         at_once = 1 if self.row_by_row else _MASK_PAIRS
         out = [states.new_zeros((0, *self._mask_size(states)), dtype=torch.float32)]
         fine: dict[int, list[Tensor]] = {}
