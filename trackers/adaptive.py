@@ -36,6 +36,11 @@ from trackers.sam_heads import NO_OBJECT_LOGIT, Decoded, SamHeads, Vision
 from trackers.trajectory import Trajectories, extents
 
 
+_COMPANY_DOUBT = 1.0
+"""Doubt about where what was detected together with others is, in its own sizes: attention tells them apart, or does
+not, and mostly they go on as they went."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Survey:
     """Masks of one frame against each other, on the host. Candidates: N detections, then A masks of objects."""
@@ -173,7 +178,7 @@ class Adaptive:
         self._remember(step, frame, attended, final, prompts, verdict)
         self._follow(final, survey, attended.rows, verdict, plan.yields, detector_ran)
         low = self._outcome(plan, ids, prompts, final, det_logits, evidence, verdict)
-        self._bury_and_bear(step, frame, plan, inside, survey.box, looks)
+        self._bury_and_bear(step, frame, plan, inside, survey, looks)
         pending = bool(path.pending.any())
         self.hidden, self._vision = (hidden, frame.computed) if pending else (None, None)
         return low, plan
@@ -192,6 +197,7 @@ class Adaptive:
             centre=path.centre,
             last_centre=(path.box[:, :2] + path.box[:, 2:]) / 2,
             extent=path.extent,
+            area=path.area,
             last_extent=extents(path.box),
             last_area=survey.area[n:].astype(np.float64),
             iou=survey.iou[:n, n:],
@@ -326,9 +332,9 @@ class Adaptive:
         """Place, look and clocks after this frame."""
         path, shows = self.trajectories, verdict.shows
         seen = np.flatnonzero(shows >= 0)
-        path.see(seen, survey.box[shows[seen]].astype(np.float64))
-        path.correct(seen)
+        box, area = (table[shows[seen]].astype(np.float64) for table in (survey.box, survey.area))
         in_company = verdict.merges.any(0) & (shows >= 0)
+        path.see(seen, box, area, verdict.is_plain[seen], np.where(in_company, _COMPANY_DOUBT, 0)[seen])
         path.unseen = np.where(verdict.claimed >= 0, 0, path.unseen + (detector_ran & ~in_company))
         path.skipped[verdict.claimed >= 0] = 0
         path.since_attention += 1
@@ -365,7 +371,7 @@ class Adaptive:
         )
 
     def _bury_and_bear(
-        self, step: int, frame: _Frame, plan: UpdatePlan, inside: Tensor, box: Float32Array, looks: FrameLooks
+        self, step: int, frame: _Frame, plan: UpdatePlan, inside: Tensor, survey: _Survey, looks: FrameLooks
     ) -> None:
         """The withdrawn, the broken and the long lost go; newcomers join."""
         ended = plan.keeps & (self.trajectories.unseen > self._config.lost_frames)
@@ -383,7 +389,8 @@ class Adaptive:
             self._gallery.append(looks.describe(masks))
             # Whoever starts together is not refreshed together.
             since = plan.new_ids % self._config.refresh_every_frames
-            self.trajectories.append(Trajectories.begin(box[plan.new].astype(np.float64), since))
+            box, area = (table[plan.new].astype(np.float64) for table in (survey.box, survey.area))
+            self.trajectories.append(Trajectories.begin(box, area, since))
             self.masks = torch.cat([self.masks, masks])
 
 

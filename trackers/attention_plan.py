@@ -38,6 +38,11 @@ hides the rest mixes with the little that is seen."""
 _WITHIN, _MERGED, _MERGED_SIZE = 0.4, 0.65, 1.25
 """A detection that covers so much of two objects that no other covers, and has so much of their area, and is larger
 than either by so much, is both of them: two that touch are often found as one."""
+_HIDING, _GROWN = 2, 1.3
+"""A detection that is so much larger than each of the objects at it was while nobody was near is all of them, also
+those that nothing was detected of for so many frames: they just went there."""
+_TOUCHING, _TOUCHING_FIT = 0.5, 0.3
+"""Two that are nearer than so much of both their sizes touch; at no distance that counts as much as such an overlap."""
 _LOOK_RAMP = 0.1
 """A likeness of ``same_look`` counts 0, one so much higher counts 1: beyond that, differences are the light's."""
 _TWINS, _STRANGERS = 0.03, 0.1
@@ -95,8 +100,10 @@ class Outlook:
     """``(M, 2)`` of the last masks."""
     extent: Float64Array
     """``(M,)`` square root of the box area when all of the object is seen."""
+    area: Float64Array
+    """``(M,)`` pixels of the masks while nobody was near."""
     last_extent: Float64Array
-    """``(M,)`` the same of the last masks: what was seen of it."""
+    """``(M,)`` the same as ``extent`` of the last masks: what was seen of it."""
     last_area: Float64Array
     """``(M,)`` pixels of the last masks where they are predicted."""
     iou: Float32Array
@@ -118,7 +125,7 @@ class Outlook:
     """``(N, M)`` objects that a detection shows together with others of their phrase, as if they were one."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "merges", _merges(self))
+        object.__setattr__(self, "merges", _covers_several(self) | _has_grown(self))
 
     @property
     def elapsed(self) -> Int64Array:
@@ -145,8 +152,8 @@ class Outlook:
         return np.asarray(self.same_prompt & ~self.merges.any(1, keepdims=True))
 
 
-def _merges(seen: Outlook) -> BoolArray:
-    """See :attr:`Outlook.merges`."""
+def _covers_several(seen: Outlook) -> BoolArray:
+    """See :attr:`Outlook.merges`: by what the detection covers, where the objects are expected."""
     area = seen.last_area
     within: BoolArray = _shared(seen.iou, seen.det_area, area) >= _WITHIN * np.maximum(area, 1)
     within &= seen.same_prompt & (seen.unseen == 0)
@@ -159,6 +166,17 @@ def _merges(seen: Outlook) -> BoolArray:
     largest = np.where(within, area, 0).max(1, initial=0)
     is_merged = (within.sum(1) > 1) & (seen.det_area >= np.maximum(_MERGED * union, _MERGED_SIZE * largest))
     return np.asarray(within & is_merged[:, None])
+
+
+def _has_grown(seen: Outlook) -> BoolArray:
+    """See :attr:`Outlook.merges`: by its size, wherever about it the objects are. Each object is at one detection."""
+    distance = np.linalg.norm(seen.det_centre[:, None] - seen.centre[None], axis=2)
+    touch = _TOUCHING * (seen.det_extent[:, None] + seen.extent[None])
+    fit = np.maximum(seen.iou, _TOUCHING_FIT * np.clip(1 - distance / np.maximum(touch, 1e-6), 0, 1))
+    fit = np.where(seen.same_prompt & (seen.unseen <= _HIDING), fit, 0)
+    at = (fit > 0) & (fit == fit.max(0, initial=0))
+    largest = np.where(at, seen.area, 0).max(1, initial=0)
+    return np.asarray(at & ((at.sum(1) > 1) & (seen.det_area >= _GROWN * largest))[:, None])
 
 
 def _shared(iou: Float32Array, a: Float64Array, b: Float64Array) -> Float64Array:

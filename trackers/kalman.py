@@ -63,10 +63,17 @@ def predict(mean: Float64Array, covariance: Float64Array) -> tuple[Float64Array,
     return mean @ _MOTION.T, _MOTION @ covariance @ _MOTION.T + _diagonal(std)
 
 
-def update(mean: Float64Array, covariance: Float64Array, measured: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Correct predicted states by what was measured ``(N, 4)``."""
+def update(
+    mean: Float64Array, covariance: Float64Array, measured: Float64Array, doubt: Float64Array | None = None
+) -> tuple[Float64Array, Float64Array]:
+    """Correct predicted states by what was measured ``(N, 4)``.
+
+    ``doubt``: ``(N, 2)`` further standard deviation of the measured centres x, y.
+    """
     height = mean[:, 3]
     std = np.column_stack([*[_POSITION_WEIGHT * height] * 2, _ASPECT_NOISE_STD * np.ones_like(height), height / 20])
+    if doubt is not None:
+        std[:, :2] = np.hypot(std[:, :2], doubt)
     projected = covariance[:, :4, :4] + _diagonal(std)
     gain = np.linalg.solve(projected, covariance[:, :4]).transpose(0, 2, 1)
     innovation = measured - mean[:, :4]

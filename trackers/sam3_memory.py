@@ -37,7 +37,7 @@ from trackers.rendering import LowResTracks, render
 from trackers.sam_heads import NO_OBJECT_LOGIT, Decoded, SamHeads, Vision
 from trackers.state_files import read_state, write_state
 
-_STATE_VERSION = 4
+_STATE_VERSION = 5
 _TENSORS = "tracker.safetensors"
 _PREFIX = "adaptive."
 _BOX_LOGIT = 10.0

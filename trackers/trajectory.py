@@ -14,6 +14,12 @@ from trackers.kalman import Float64Array
 _FADE = 0.98
 """Share of the extent that is left after a frame on which less was seen: something that recedes is not "half hidden"
 for longer than a second or two."""
+_SIZE_DOUBT = 1.0
+"""Standard deviation of a centre, beside the change of the box's side since the sight before: when one edge goes behind
+something, or runs over into a neighbour, the middle moves by half of that although nothing need have moved."""
+_AREA_RATE, _SLOW_AREA_RATE = 0.3, 0.02
+"""Weight of the newest sight in the area of the whole when nobody is near, and when somebody is: what has really grown
+is believed to have after a second."""
 
 
 def extents(boxes: NDArray[np.float64]) -> Float64Array:
@@ -38,6 +44,8 @@ class Trajectories:
     What was last seen of something that went behind a screen is a sliver; how far it may have gone since and how large
     it comes back is told by the whole.
     """
+    area: Float64Array
+    """``(M,)`` pixels of the masks, a running mean; what is seen while others are near hardly counts."""
     unseen: Int64Array
     """``(M,)`` frames since a detection was the object's."""
     skipped: Int64Array
@@ -51,15 +59,15 @@ class Trajectories:
     def none(cls) -> Trajectories:
         """No objects."""
         clocks = (np.zeros(0, np.int64) for _ in range(4))
-        return cls(np.zeros((0, 8)), np.zeros((0, 8, 8)), np.zeros((0, 4)), np.zeros(0), *clocks)
+        return cls(np.zeros((0, 8)), np.zeros((0, 8, 8)), np.zeros((0, 4)), np.zeros(0), np.zeros(0), *clocks)
 
     @classmethod
-    def begin(cls, boxes: NDArray[np.float64], since_attention: Int64Array) -> Trajectories:
-        """New objects at ``boxes`` ``(K, 4)``, just seen, in memory."""
+    def begin(cls, boxes: NDArray[np.float64], area: Float64Array, since_attention: Int64Array) -> Trajectories:
+        """New objects at ``boxes`` ``(K, 4)`` with ``area`` ``(K,)``, just seen, in memory."""
         mean, covariance = kalman.begin(kalman.measure(boxes))
         zeros = np.zeros(len(boxes), np.int64)
         whole = boxes.astype(np.float64)
-        return cls(mean, covariance, whole, extents(whole), zeros, zeros.copy(), since_attention, zeros.copy())
+        return cls(mean, covariance, whole, extents(whole), area, zeros, zeros.copy(), since_attention, zeros.copy())
 
     def __len__(self) -> int:
         return len(self.unseen)
@@ -94,16 +102,25 @@ class Trajectories:
         last = (self.box[:, :2] + self.box[:, 2:]) / 2
         return np.rint(self.centre - last).astype(np.int64)
 
-    def see(self, rows: Int64Array, boxes: NDArray[np.float64]) -> None:
-        """Objects ``rows`` were seen at ``boxes``; where they move is another question (:meth:`correct`)."""
+    def see(
+        self, rows: Int64Array, boxes: Float64Array, area: Float64Array, plain: BoolArray, doubt: Float64Array
+    ) -> None:
+        """Objects ``rows`` were seen at ``boxes`` ``(n, 4)``.
+
+        Args:
+            area: ``(n,)`` pixels of the masks.
+            plain: ``(n,)`` nobody else is near: the area is the object's own.
+            doubt: ``(n,)`` standard deviation, in the objects' sizes, of where they are, beside what their boxes tell.
+        """
+        if len(rows) == 0:
+            return
+        side, before = (box[:, 2:] - box[:, :2] for box in (boxes, self.box[rows]))
         self.box[rows] = boxes
         self.extent[rows] = np.maximum(extents(boxes), _FADE * self.extent[rows])
-
-    def correct(self, rows: Int64Array) -> None:
-        """Objects ``rows`` have moved to their ``box``."""
-        if len(rows):
-            measured = kalman.measure(self.box[rows])
-            self.mean[rows], self.covariance[rows] = kalman.update(self.mean[rows], self.covariance[rows], measured)
+        self.area[rows] += np.where(plain, _AREA_RATE, _SLOW_AREA_RATE) * (area - self.area[rows])
+        doubts = np.hypot(_SIZE_DOUBT * (side - before), (doubt * self.extent[rows])[:, None])
+        measured = kalman.measure(boxes)
+        self.mean[rows], self.covariance[rows] = kalman.update(self.mean[rows], self.covariance[rows], measured, doubts)
 
     def keep(self, rows: BoolArray) -> None:
         """Forget all other rows."""

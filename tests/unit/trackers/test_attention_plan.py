@@ -33,6 +33,7 @@ def outlook(objects: list[dict[str, Any]], dets: list[dict[str, Any]], **changes
         centre=at,
         last_centre=at,
         extent=column(objects, "extent", 10, np.float64),
+        area=column(objects, "area", 100, np.float64),
         last_extent=column(objects, "last_extent", 10, np.float64),
         last_area=column(objects, "area", 100, np.float64),
         rival_iou=_square_iou(at, at),
@@ -150,7 +151,7 @@ def test_one_detection_of_two_that_touch_is_nobodys() -> None:
 
     assert claimed(twins, 190) == [-1, -1]
     assert 0 in claimed(twins, 120), "no larger than one of them"
-    assert 0 in claimed([twins[0], {"at": (60, 50), "unseen": 1}], 190), "the other is out of sight"
+    assert 0 in claimed([twins[0], {"at": (60, 50), "unseen": 3}], 190), "the other is out of sight"
     assert 0 in claimed([twins[0], {"at": (60, 50), "prompt": 1}], 190), "another phrase"
     assert 0 in claimed(twins, 190, {"at": (60, 50)}), "the other has a detection of its own"
 
@@ -273,3 +274,22 @@ def test_the_look_decides_between_neighbours_as_the_formula_says() -> None:
     doubt = np.clip(0.5 - 0.5 * margin, 0, 1) * np.clip((apart - 0.03) / 0.07, 0, 1)
     expected = 1 - np.where(possible[:, None] & ~np.eye(7, dtype=bool), doubt, 0).max(2)
     np.testing.assert_allclose(_distinction(seen, possible)[possible], expected[possible], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("grown", "unseen", "others", "is_both"),
+    [
+        (135, 1, [], True),
+        (125, 1, [], False),  # things differ by as much from frame to frame
+        (135, 3, [], False),  # it went somewhere else
+        (135, 1, [{"at": (59, 50)}], False),  # there is the other one
+    ],
+)
+def test_a_detection_that_has_grown_where_another_object_just_went_is_nobodys(
+    grown: int, unseen: int, others: list[dict[str, Any]], is_both: bool
+) -> None:
+    objects = [{"at": (50, 50)}, {"at": (58, 50), "unseen": unseen}]
+    seen = outlook(objects, [{"at": (51, 50), "area": grown, "extent": 11}, *others])
+
+    assert seen.merges[0].all() == is_both
+    assert seen.claimable[0].any() != is_both
