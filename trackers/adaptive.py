@@ -35,7 +35,6 @@ from trackers.rendering import LowResTracks
 from trackers.sam_heads import NO_OBJECT_LOGIT, Decoded, SamHeads, Vision
 from trackers.trajectory import Trajectories, extents
 
-
 _COMPANY_DOUBT = 1.0
 """Doubt about where what was detected together with others is, in its own sizes: attention tells them apart, or does
 not, and mostly they go on as they went."""
