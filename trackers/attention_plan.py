@@ -170,6 +170,8 @@ def _covers_several(seen: Outlook) -> BoolArray:
 
 def _has_grown(seen: Outlook) -> BoolArray:
     """See :attr:`Outlook.merges`: by its size, wherever about it the objects are. Each object is at one detection."""
+    if not (seen.det_area >= _GROWN * seen.area.min(initial=np.inf)).any():
+        return np.zeros_like(seen.same_prompt)
     distance = np.linalg.norm(seen.det_centre[:, None] - seen.centre[None], axis=2)
     touch = _TOUCHING * (seen.det_extent[:, None] + seen.extent[None])
     fit = np.maximum(seen.iou, _TOUCHING_FIT * np.clip(1 - distance / np.maximum(touch, 1e-6), 0, 1))
