@@ -27,6 +27,7 @@ from pipeline.types import BoolArray, Detections, Float32Array, Int16Array, Int6
 from trackers.appearance import FrameLooks, Gallery
 from trackers.association import Association
 from trackers.attention_plan import Outlook, Reason, Tracked, Verdict, judge, who_attends
+from trackers.kalman import Float64Array
 from trackers.lifecycle import Evidence, Lifecycle, UpdatePlan
 from trackers.mask_motion import boxes, moved
 from trackers.memory_bank import MemoryBank
@@ -56,6 +57,10 @@ class _Survey:
     """``(M, M)`` cosine of the objects' mean looks."""
     looks: Tensor
     """``(N + A, d)`` on the device; ``(N + A, 0)`` while nobody is known."""
+
+    def measured(self, candidates: Int64Array) -> tuple[Float64Array, Float64Array]:
+        """Boxes ``(n, 4)`` and pixels ``(n,)`` of these candidates."""
+        return self.box[candidates].astype(np.float64), self.area[candidates].astype(np.float64)
 
     def first(self, count: int) -> _Survey:
         """Of the first ``count`` candidates only."""
@@ -331,7 +336,7 @@ class Adaptive:
         """Place, look and clocks after this frame."""
         path, shows = self.trajectories, verdict.shows
         seen = np.flatnonzero(shows >= 0)
-        box, area = (table[shows[seen]].astype(np.float64) for table in (survey.box, survey.area))
+        box, area = survey.measured(shows[seen])
         in_company = verdict.merges.any(0) & (shows >= 0)
         path.see(seen, box, area, verdict.is_plain[seen], np.where(in_company, _COMPANY_DOUBT, 0)[seen])
         path.unseen = np.where(verdict.claimed >= 0, 0, path.unseen + (detector_ran & ~in_company))
@@ -388,8 +393,7 @@ class Adaptive:
             self._gallery.append(looks.describe(masks))
             # Whoever starts together is not refreshed together.
             since = plan.new_ids % self._config.refresh_every_frames
-            box, area = (table[plan.new].astype(np.float64) for table in (survey.box, survey.area))
-            self.trajectories.append(Trajectories.begin(box, area, since))
+            self.trajectories.append(Trajectories.begin(*survey.measured(plan.new), since))
             self.masks = torch.cat([self.masks, masks])
 
 

@@ -174,10 +174,10 @@ def _has_grown(seen: Outlook) -> BoolArray:
         return np.zeros_like(seen.same_prompt)
     distance = np.linalg.norm(seen.det_centre[:, None] - seen.centre[None], axis=2)
     touch = _TOUCHING * (seen.det_extent[:, None] + seen.extent[None])
-    fit = np.maximum(seen.iou, _TOUCHING_FIT * np.clip(1 - distance / np.maximum(touch, 1e-6), 0, 1))
+    fit = np.maximum(seen.iou, _TOUCHING_FIT * np.clip(1 - distance / touch, 0, 1))
     fit = np.where(seen.same_prompt & (seen.unseen <= _HIDING), fit, 0)
-    at = (fit > 0) & (fit == fit.max(0, initial=0))
-    largest = np.where(at, seen.area, 0).max(1, initial=0)
+    at = (fit > 0) & (fit == fit.max(0))
+    largest = np.where(at, seen.area, 0).max(1)
     return np.asarray(at & ((at.sum(1) > 1) & (seen.det_area >= _GROWN * largest))[:, None])
 
 
