@@ -61,7 +61,7 @@ class Subject:
     ) -> None:
         self.watch = watch
         self.detector, self.parts, self.scene, self.name = detector, parts, scene, name
-        self.tracker = ForcedTracker(scene, parts, detector.features, config, name)
+        self.tracker = ForcedTracker(scene, parts, detector.features, config, name, detector.meanwhile)
         self.tracker.count_parts(watch)
         self._prompts, self._batch = prompts, batch_frames
         self._pictures = [scene.picture(t, detector.image_size) for t in range(16)]
@@ -74,8 +74,12 @@ class Subject:
         stop = self.next_frame + count
         for start in range(self.next_frame, stop, self._batch):
             frames = [self.frame(t) for t in range(start, min(start + self._batch, stop))]
+            if self.detector.looks_ahead:
+                after = frames[-1].index + 1
+                self.detector.prefetch([self.frame(t) for t in range(after, after + len(frames))])
             found = self.detector.detect(frames, self._prompts)
             done += [(f, self.tracker.advance(f, d)) for f, d in zip(frames, found, strict=True)]
+        self.detector.catch_up()  # with what was begun for the next call, which is as much as the last call began
         self.next_frame = stop
         return done
 

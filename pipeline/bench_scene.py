@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, wraps
@@ -24,6 +24,7 @@ from pipeline.checkpoints import Checkpoint
 from pipeline.compiled import Backend
 from pipeline.detectors.sam3_litetext import Sam3LiteTextDetector
 from pipeline.detectors.sam3_network import Decoded as DetrDecoded
+from pipeline.device_memory import upload
 from pipeline.types import Detections, Float32Array, Frame, Int64Array, Prompts, UInt8Array
 from trackers.sam3_memory import Sam3MemoryTracker, TrackerNetworks
 from trackers.sam_heads import Decoded
@@ -113,6 +114,8 @@ class ForcedDetector(Sam3LiteTextDetector):
         compile_with: Backend | None = None,
     ) -> None:
         super().__init__(checkpoint, config, device, dtype, compile_with=compile_with)
+        # Two subjects take turns, each with a batch to track and one that has begun.
+        self._cache.make_room(4 * config.batch_frames)
         self.scene = Scene(1, 1, checkpoint.low_res_size)
         self.watch = Stopwatch(time.perf_counter)
 
@@ -122,9 +125,16 @@ class ForcedDetector(Sam3LiteTextDetector):
             super().detect(frames, prompts)
         return [self.scene.detections(f.index, f.source_size) for f in frames]
 
-    def _encode(self, frames: Sequence[Frame]) -> Tensor:
-        with self.watch.part("image encoder"):
-            return super()._encode(frames)
+    def _encoding(self, frames: Sequence[Frame]) -> Generator[None, None, Tensor]:
+        work = super()._encoding(frames)
+        while True:
+            with self.watch.part("image encoder"):
+                try:
+                    next(work)
+                except StopIteration as finished:
+                    states: Tensor = finished.value
+                    return states
+            yield
 
     def _scores(self, decoded: DetrDecoded, phrase: Tensor) -> Tensor:
         wanted = torch.from_numpy(np.bincount(self.scene.prompt_id, minlength=self.scene.prompts))[phrase]
@@ -142,8 +152,9 @@ class ForcedTracker(Sam3MemoryTracker):
         features: Callable[[Frame], Tensor],
         config: TrackerConfig,
         name: str,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(parts, features, config, stream_id=name)
+        super().__init__(parts, features, config, stream_id=name, meanwhile=meanwhile)
         self.raw: dict[int, Tensor] = {}
         """What the networks said of the latest frame: mask logits ``(h, w)`` by row."""
         propagate = self._heads.propagate
@@ -152,7 +163,7 @@ class ForcedTracker(Sam3MemoryTracker):
             found = propagate(vision, bank, step, rows)
             at = np.arange(len(bank)) if rows is None else rows
             self.raw = dict(zip(at.tolist(), found.logits, strict=True))
-            logits = scene.logits_on(step, found.logits)[torch.from_numpy(at)]
+            logits = scene.logits_on(step, found.logits)[upload(at, found.logits.device)]
             return Decoded(logits, torch.full_like(found.object_logit, IN_PICTURE), found.pointer)
 
         self._heads.propagate = forced  # type: ignore[method-assign]

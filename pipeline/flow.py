@@ -6,11 +6,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from pipeline.link import MaskletNumbering, ReleaseBuffer
 from pipeline.results import FrameResult
 from pipeline.telemetry import StageTimes
 from pipeline.types import Detections, Detector, Frame, FrameTracks, Prompts, Tracker
+
+T = TypeVar("T")
 
 
 def batched(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
@@ -28,11 +31,37 @@ def batched(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
 def detect(
     frames: Iterable[Frame], detector: Detector, prompts: Prompts, batch_frames: int, times: StageTimes
 ) -> Iterator[tuple[Frame, Detections]]:
-    """Each frame with what was found on it; the detector runs ahead by one batch."""
-    for batch in batched(times.waiting("decode", frames), batch_frames):
+    """Each frame with what was found on it; the detector runs ahead by a batch, and begins the next one if it can."""
+    batches = batched(times.waiting("decode", frames), batch_frames)
+    prefetch = getattr(detector, "prefetch", None) if getattr(detector, "looks_ahead", False) else None
+    for batch, following in with_next(batches) if prefetch else ((batch, None) for batch in batches):
         with times.stage("detect"):
+            if prefetch and following:
+                prefetch(following)
             found = detector.detect(batch, prompts)
         yield from zip(batch, found, strict=True)
+
+
+def with_next(items: Iterable[T]) -> Iterator[tuple[T, T | None]]:
+    """Each item with the one after it; an error of ``items`` waits until the last one before it was handed out."""
+    iterator = iter(items)
+    error: Exception | None = None
+
+    def pull() -> T | None:
+        nonlocal error
+        try:
+            return next(iterator, None)
+        except Exception as caught:
+            error = caught
+            return None
+
+    item = pull()
+    while item is not None:
+        following = pull()
+        yield item, following
+        item = following
+    if error is not None:
+        raise error
 
 
 @dataclass(eq=False, slots=True)

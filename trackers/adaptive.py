@@ -13,6 +13,7 @@ object's detection covers; without a detection for ``hide_after_frames`` the obj
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import TrackerConfig
-from pipeline.device_memory import upload
+from pipeline.device_memory import download, upload
 from pipeline.torch_masks import mask_iou
 from pipeline.types import BoolArray, Detections, Float32Array, Int16Array, Int64Array
 from trackers.appearance import FrameLooks, Gallery
@@ -106,6 +107,7 @@ class Adaptive:
     Args:
         counters: ``attended``, ``rested``, ``slept``: objects times frames; ``recovered``: out of sight and found
             again under their old id; ``ended``: out of sight for too long.
+        meanwhile: see :func:`pipeline.device_memory.download`.
     """
 
     def __init__(
@@ -116,9 +118,10 @@ class Adaptive:
         gallery: Gallery,
         config: TrackerConfig,
         counters: Counter[str],
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         self._heads, self._bank, self._lifecycle, self._gallery = heads, bank, lifecycle, gallery
-        self._config, self.counters = config, counters
+        self._config, self.counters, self._meanwhile = config, counters, meanwhile
         self.trajectories = Trajectories.none()
         self.masks = torch.zeros(0, *heads.mask_size, dtype=torch.bool, device=heads.device)
         """``(M, h, w)`` where each object was last seen."""
@@ -223,7 +226,7 @@ class Adaptive:
             described, known = looks.describe(inside), self._gallery.looks
             likeness = torch.cat([described, known]) @ known.T
         tables = mask_iou(inside, inside), boxes(inside), inside.flatten(1).sum(1), likeness
-        flat = torch.cat([table.float().flatten() for table in tables]).cpu().numpy()
+        flat = download(torch.cat([table.float().flatten() for table in tables]), self._meanwhile)
         ends = np.cumsum([table.numel() for table in tables])[:-1]
         iou, box, area, like = (
             part.reshape(table.shape) for part, table in zip(np.split(flat, ends), tables, strict=True)
@@ -238,7 +241,7 @@ class Adaptive:
         found = self._heads.propagate(frame.vision, self._bank, step, rows)
         finite = found.logits.flatten(1).isfinite().all(1) & found.object_logit.isfinite()
         finite &= found.pointer.isfinite().all(1)
-        table = torch.stack([found.object_logit, finite.float()]).cpu().numpy()
+        table = download(torch.stack([found.object_logit, finite.float()]), self._meanwhile)
         return _Attended(rows, found, table[0], table[1] > 0)
 
     def _write_pending(self, step: int, rows: Int64Array) -> None:

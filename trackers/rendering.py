@@ -6,7 +6,7 @@ objects on large frames. The result is that of enlarging everything at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline import masks as mask_tools
-from pipeline.device_memory import upload
+from pipeline.device_memory import download, upload
 from pipeline.types import RLE, BoolArray, Float32Array, Frame, FrameTracks, Int16Array, Int64Array
 
 _SLICE_PX = 2**26
@@ -39,15 +39,20 @@ class LowResTracks:
     """``(N,)`` adaptive mode: why each object rests or attends (``trackers.attention_plan.Reason``)."""
 
 
-def render(low: LowResTracks, frame: Frame, session: int = 0) -> FrameTracks:
+def render(
+    low: LowResTracks, frame: Frame, session: int = 0, meanwhile: Callable[[], None] | None = None
+) -> FrameTracks:
     """Masks at ``frame.source_size``: bilinear, > 0, each pixel to the best-scoring object of its phrase.
 
     Objects without a pixel are left out. Source: transformers' ``Sam3VideoProcessor.postprocess_outputs``, except
     that boxes are those of the final masks.
+
+    Args:
+        meanwhile: see :func:`pipeline.device_memory.download`.
     """
     order = np.lexsort((low.track_id, -low.score))
     rles: dict[int, RLE] = {}
-    for rows, full in _settled(low, order, frame.source_size):
+    for rows, full in _settled(low, order, frame.source_size, meanwhile):
         rles.update(zip(rows, mask_tools.encode(full), strict=True))
     seen = sorted(rles)
     filled = mask_tools.areas([rles[row] for row in seen]) > 0
@@ -67,11 +72,13 @@ def render(low: LowResTracks, frame: Frame, session: int = 0) -> FrameTracks:
     )
 
 
-def _settled(low: LowResTracks, order: Int64Array, size: tuple[int, int]) -> Iterator[tuple[list[int], BoolArray]]:
+def _settled(
+    low: LowResTracks, order: Int64Array, size: tuple[int, int], meanwhile: Callable[[], None] | None
+) -> Iterator[tuple[list[int], BoolArray]]:
     """Rows in ``order``, a slice at a time, with their masks ``(n, H, W)`` after overlaps are settled."""
     grid = _Grid(tuple(low.logits.shape[-2:]), size)
     taken: dict[int, Tensor] = {}
-    windows = grid.windows(low.logits)
+    windows = grid.windows(low.logits, meanwhile)
     visible = [int(row) for row in order if windows[row] is not None]
     per_slice = max(1, _SLICE_PX // (size[0] * size[1]))
     for start in range(0, len(visible), per_slice):
@@ -84,12 +91,17 @@ def _settled(low: LowResTracks, order: Int64Array, size: tuple[int, int]) -> Ite
             crop = grid.enlarge(low.logits[row], window) & ~claimed[window]
             claimed[window] |= crop
             crops.append(crop)
-        yield rows, _paste(crops, [windows[row] for row in rows], size)
+        yield rows, _paste(crops, [windows[row] for row in rows], size, meanwhile)
 
 
-def _paste(crops: list[Tensor], windows: list[tuple[slice, slice] | None], size: tuple[int, int]) -> BoolArray:
+def _paste(
+    crops: list[Tensor],
+    windows: list[tuple[slice, slice] | None],
+    size: tuple[int, int],
+    meanwhile: Callable[[], None] | None,
+) -> BoolArray:
     """Crops into empty frames ``(n, H, W)``, brought to the host in one piece."""
-    flat = torch.cat([crop.flatten() for crop in crops]).cpu().numpy()
+    flat = download(torch.cat([crop.flatten() for crop in crops]), meanwhile)
     full = np.zeros((len(crops), *size), bool)
     start = 0
     for canvas, crop, window in zip(full, crops, windows, strict=True):
@@ -105,10 +117,10 @@ class _Grid:
     def __init__(self, low: tuple[int, ...], size: tuple[int, int]) -> None:
         self._axes = tuple(_samples(n, m) for n, m in zip(low, size, strict=True))
 
-    def windows(self, logits: Tensor) -> list[tuple[slice, slice] | None]:
+    def windows(self, logits: Tensor, meanwhile: Callable[[], None] | None) -> list[tuple[slice, slice] | None]:
         """Per object the part of the source frame that can be > 0, or ``None``."""
         inside = logits > 0
-        spans = torch.cat([inside.any(2), inside.any(1)], dim=1).cpu().numpy()
+        spans = download(torch.cat([inside.any(2), inside.any(1)], dim=1), meanwhile)
         found: list[tuple[slice, slice] | None] = []
         for ys, xs in zip(spans[:, : logits.shape[1]], spans[:, logits.shape[1] :], strict=True):
             empty = not ys.any()

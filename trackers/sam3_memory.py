@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.schema import TrackerConfig
-from pipeline.device_memory import upload
+from pipeline.device_memory import download, upload
 from pipeline.errors import RunError
 from pipeline.masks import boxes_to_masks
 from pipeline.telemetry import LOGGER
@@ -64,6 +64,7 @@ class Sam3MemoryTracker:
         config: heuristics.
         session: see :class:`pipeline.types.FrameTracks`.
         keeps_looks: whether :meth:`appearances` will be asked for; adaptive mode needs looks itself.
+        meanwhile: called before each wait for the device; see :func:`pipeline.device_memory.download`.
 
     Frames that arrive are consecutive to the tracker, whatever their ``index``. Ids start at 1.
     """
@@ -77,8 +78,9 @@ class Sam3MemoryTracker:
         stream_id: str,
         session: int = 0,
         keeps_looks: bool = True,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
-        self._config, self._features = config, features
+        self._config, self._features, self._meanwhile = config, features, meanwhile
         self._keeps_looks = keeps_looks or config.mode == "adaptive"
         self._stream_id, self._session = stream_id, session
         compiled = getattr(parts, "heads", None)
@@ -94,7 +96,9 @@ class Sam3MemoryTracker:
         """What was dropped: ``over_budget``, ``nonfinite_detections``, ``non_finite`` (objects); adaptive's own."""
         self._adaptive: Adaptive | None = None
         if config.mode == "adaptive":
-            self._adaptive = Adaptive(self._heads, self._bank, self._lifecycle, self._gallery, config, self.counters)
+            self._adaptive = Adaptive(
+                self._heads, self._bank, self._lifecycle, self._gallery, config, self.counters, meanwhile
+            )
 
     @property
     def num_state_bytes(self) -> int:
@@ -104,7 +108,7 @@ class Sam3MemoryTracker:
 
     def step(self, frame: Frame, detections: Detections | None) -> FrameTracks:
         """Advance by one frame; masks at source resolution."""
-        return render(self.advance(frame, detections), frame, self._session)
+        return render(self.advance(frame, detections), frame, self._session, self._meanwhile)
 
     @torch.inference_mode()
     def advance(self, frame: Frame, detections: Detections | None) -> LowResTracks:
@@ -193,7 +197,7 @@ class Sam3MemoryTracker:
         finite = tracked.logits.flatten(1).isfinite().all(1) & tracked.object_logit.isfinite()
         finite &= tracked.pointer.isfinite().all(1)
         columns = torch.stack([tracked.object_logit, inside.flatten(1).any(1).float(), finite.float()])
-        table = torch.cat([iou, columns]).cpu().numpy().astype(np.float32)
+        table = download(torch.cat([iou, columns]), self._meanwhile).astype(np.float32)
         return Evidence(
             det_score=found.score,
             det_prompt=found.prompt_id,

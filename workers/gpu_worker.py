@@ -123,9 +123,15 @@ def make_tracker(
     if parts is None:
         made: Tracker = tracker_class(config.tracker, stream_id=stream_id, session=session)
     else:
-        features = getattr(detector, "features")  # noqa: B009 - only the SAM3 detector has them
+        sam3: Any = detector  # only this one has features
         made = tracker_class(
-            parts, features, config.tracker, stream_id=stream_id, session=session, keeps_looks=keeps_looks
+            parts,
+            sam3.features,
+            config.tracker,
+            stream_id=stream_id,
+            session=session,
+            keeps_looks=keeps_looks,
+            meanwhile=sam3.meanwhile,
         )
     return made
 

@@ -8,7 +8,7 @@ transfers per batch leave the device: scores, overlaps, and what is reported.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from configs.schema import DetectorConfig
+from pipeline.ahead import Ahead, result_of
 from pipeline.checkpoints import Checkpoint
 from pipeline.compiled import Backend
 from pipeline.detectors.sam3_network import Decoded, Sam3Network
@@ -144,11 +145,38 @@ class Sam3LiteTextDetector:
         self._pairs_per_call, self._max_pairs = _PAIRS_PER_CALL, 1 << 30
         # The tracker follows one batch behind; the second batch is for streams that are not in step.
         self._cache = FeatureCache(2 * max(config.batch_frames, num_streams))
+        self._ahead, self._begun = Ahead(), set[tuple[str, int]]()
+        self.looks_ahead = self.device.type == "cuda"
+        """Whether :meth:`prefetch` is of use: a CPU has no time to spare while somebody waits."""
 
     @torch.no_grad()
     def features(self, frame: Frame) -> Tensor:
         """The image encoder's last hidden state ``(1, tokens, C)`` of this frame, from the cache when it is there."""
+        self._ahead.turn()
         return self._encode([frame])
+
+    def prefetch(self, frames: Sequence[Frame]) -> None:
+        """Begin with the features of the frames that come after the next call of :meth:`detect`.
+
+        :meth:`meanwhile` goes on with them, bit by bit while that call's frames are looked at and tracked. Results are
+        the same without it, to the bit.
+        """
+        self._cache.make_room(2 * len(frames))
+
+        def keep(states: Tensor) -> None:
+            for frame, state in zip(frames, states.split(1), strict=True):
+                self._cache.put(frame, state)
+
+        self._ahead.begin(self._encoding(frames), keep, self._network.num_stages, 1 + len(frames))
+        self._begun = {(f.stream_id, f.index) for f in frames}
+
+    def meanwhile(self) -> None:
+        """Give the device a bit of the next frames' work; for who has asked it for something and is about to wait."""
+        self._ahead.step()
+
+    def catch_up(self) -> None:
+        """Launch what :meth:`prefetch` began with and nobody has waited for."""
+        self._ahead.finish()
 
     @torch.no_grad()
     def detect(self, frames: Sequence[Frame], prompts: Prompts) -> list[Detections]:
@@ -161,6 +189,7 @@ class Sam3LiteTextDetector:
             DeviceError: even one phrase on one frame does not fit.
         """
         self._cache.make_room(2 * len(frames))
+        self._ahead.turn()
         most = min(self._config.batch_frames * max(len(prompts.phrases), 1), self._max_pairs)
         found, pairs = with_smaller_batches(lambda size: self._detect_all(frames, prompts, size), most, "phrase")
         if pairs < most:
@@ -194,11 +223,12 @@ class Sam3LiteTextDetector:
 
     def _encode(self, frames: Sequence[Frame]) -> Tensor:
         """Last hidden states ``(F, tokens, C)``; only frames that are not in the cache are computed."""
+        if any((f.stream_id, f.index) in self._begun for f in frames):
+            self._ahead.finish()
         states = [self._cache.get(f) for f in frames]
         missing = [i for i, state in enumerate(states) if state is None]
         if missing:
-            pixels = to_pixels([frames[i].image for i in missing], self.image_size, self.device)
-            fresh = self._network.encode(pixels)
+            fresh = result_of(self._encoding([frames[i] for i in missing]))
             for i, state in zip(missing, fresh.split(1), strict=True):
                 states[i] = state
                 self._cache.put(frames[i], state)
@@ -207,17 +237,21 @@ class Sam3LiteTextDetector:
         known = [s for s in states if s is not None]
         return known[0] if len(known) == 1 else torch.cat(known)
 
+    def _encoding(self, frames: Sequence[Frame]) -> Generator[None, None, Tensor]:
+        """Last hidden states ``(F, tokens, C)`` in steps, computed."""
+        return (yield from self._network.encoding(to_pixels([f.image for f in frames], self.image_size, self.device)))
+
     def _detect(self, frames: Sequence[Frame], prompts: Prompts) -> list[Detections]:
         hits = self._hits(self._encode(frames), prompts)
         kept = [
             rows[_select(hits.score[rows], hits.phrase[rows], iou, prompts.num_wanted, self._config)]
-            for rows, iou in _overlaps(hits, len(frames))
+            for rows, iou in self._overlaps(hits, len(frames))
         ]
         chosen = np.concatenate(kept)
         index = upload(chosen, self.device)
         raw = hits.masks[index]
-        masks = download(fill_holes_and_islands(raw, area_at(raw, self._config.fill_hole_area_px)))
         boxes = download(hits.boxes[index])
+        masks = download(fill_holes_and_islands(raw, area_at(raw, self._config.fill_hole_area_px)), self.meanwhile)
         found, start = [], 0
         for frame, rows in zip(frames, kept, strict=True):
             part = slice(start, start := start + len(rows))
@@ -230,6 +264,15 @@ class Sam3LiteTextDetector:
                 )
             )
         return found
+
+    def _overlaps(self, hits: _Hits, num_frames: int) -> list[tuple[NDArray[np.int64], Float32Array]]:
+        """Rows of each frame and the mask IoU among them, ``(n, n)``; one transfer for all frames."""
+        inside = hits.masks > 0
+        rows = [np.flatnonzero(hits.frame == number) for number in range(num_frames)]
+        blocks = [inside[r[0] : r[-1] + 1] if len(r) else inside[:0] for r in rows]
+        flat = download(torch.cat([mask_iou(block, block).flatten() for block in blocks]), self.meanwhile)
+        split = np.split(flat, np.cumsum([len(r) ** 2 for r in rows])[:-1])
+        return [(r, iou.reshape(len(r), len(r))) for r, iou in zip(rows, split, strict=True)]
 
     def _hits(self, states: Tensor, prompts: Prompts) -> _Hits:
         """Queries above the threshold of all frames and phrases, with their masks."""
@@ -250,7 +293,8 @@ class Sam3LiteTextDetector:
     ) -> _Hits:
         """As :meth:`_hits`, for B pairs: ``frame`` and ``phrase`` ``(B,)`` on the CPU, the rest ``(B, ...)``."""
         decoded = self._network.decode(coarse, text, mask)
-        score = self._scores(decoded, phrase).cpu()  # the one wait of this call: what follows is for what passed only
+        # The one wait of this call: what follows is for what passed only.
+        score = torch.from_numpy(download(self._scores(decoded, phrase), self.meanwhile))
         pair, query = torch.nonzero(score > self._config.score_threshold, as_tuple=True)
         masks = self._network.masks(states, frame, decoded, text, mask, pair, query)
         at = upload(torch.stack([pair, query]).numpy(), self.device)
@@ -262,16 +306,6 @@ class Sam3LiteTextDetector:
     def _scores(self, decoded: Decoded, phrase: Tensor) -> Tensor:
         """``(B, Q)`` of B pairs whose phrases are ``phrase``; a benchmark decides for itself what passes."""
         return decoded.score
-
-
-def _overlaps(hits: _Hits, num_frames: int) -> list[tuple[NDArray[np.int64], Float32Array]]:
-    """Rows of each frame and the mask IoU among them, ``(n, n)``; one transfer for all frames."""
-    inside = hits.masks > 0
-    rows = [np.flatnonzero(hits.frame == number) for number in range(num_frames)]
-    blocks = [inside[r[0] : r[-1] + 1] if len(r) else inside[:0] for r in rows]
-    flat = torch.cat([mask_iou(block, block).flatten() for block in blocks]).cpu().numpy()
-    split = np.split(flat, np.cumsum([len(r) ** 2 for r in rows])[:-1])
-    return [(r, iou.reshape(len(r), len(r))) for r, iou in zip(rows, split, strict=True)]
 
 
 def _select(

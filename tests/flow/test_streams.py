@@ -148,7 +148,9 @@ def test_sixteen_streams_encode_every_frame_once() -> None:
     reference = Reference(tinyconf.litetext_config(), 4)
     detector, prompts = reference.detector(num_streams=16, batch_frames=4), reference.prompts(["person"])
     encoded: list[int] = []
-    detector._network.backbone.register_forward_pre_hook(lambda _module, given: encoded.append(len(given[0])))
+    detector._network.backbone.embeddings.register_forward_pre_hook(
+        lambda _module, given: encoded.append(len(given[0]))
+    )
     joint = JointDetection(detector, batch_frames=4, num_streams=16)
     streams = [joint.detect(frames(n, 4, stream_id=f"s{n}"), prompts, StageTimes()) for n in range(16)]
     for _ in range(4):

@@ -261,7 +261,7 @@ def test_what_matches_a_veto_is_not_reported(reference: Reference) -> None:
 def count_encoder_frames(detector: Sam3LiteTextDetector) -> list[int]:
     """Grows by the number of frames of each call of the image encoder."""
     calls: list[int] = []
-    detector._network.backbone.register_forward_pre_hook(lambda _module, given: calls.append(len(given[0])))
+    detector._network.backbone.embeddings.register_forward_pre_hook(lambda _module, given: calls.append(len(given[0])))
     return calls
 
 

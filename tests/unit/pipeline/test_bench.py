@@ -59,7 +59,9 @@ def test_exactly_these_objects_are_tracked_and_paid_for(models: bench.Models, co
     handle = models.detector._network._masks.mask_embedder.register_forward_hook(
         lambda _, x, y: embedded.append(len(y))
     )
-    layer = models.detector._network.backbone.register_forward_hook(lambda _, x, y: encoded.append(len(x[0])))
+    layer = models.detector._network.backbone.embeddings.register_forward_hook(
+        lambda _, x, y: encoded.append(len(x[0]))
+    )
     prompts = synthetic_prompts(2, models.text_width)
     watch = Stopwatch(lambda: 0.0)
     subject = bench.Subject(models.detector, models.parts, scene, prompts, config.tracker, 4, "a", watch)
