@@ -112,6 +112,8 @@ class Job:
         self._frames: defaultdict[str, dict[str, int]] = defaultdict(dict)
         """Tracked so far, by video and unit, of the videos under way."""
         self._told = time.monotonic()
+        self._unsettled: list[tuple[Sequence[UnitReport], VideoEntry]] = []
+        """Videos whose entries are not in the saved manifest yet: until then their units stay."""
 
     def execute(self, items: Sequence[VideoItem], listener: ProgressListener) -> Manifest:
         """Track every video that is not finished yet.
@@ -154,11 +156,19 @@ class Job:
     def _tell(self) -> None:
         """Let the manifest say how far the videos under way are, now and then."""
         now = time.monotonic()
-        if now - self._told < _TELL_EVERY_S:
+        if now - self._told >= _TELL_EVERY_S or self._unsettled:
+            self._save_if_due()
+
+    def _save_if_due(self) -> None:
+        """Write the manifest, unless that was done a moment ago; then settle what is safe with it."""
+        if not self._run.is_save_due:
             return
-        self._told = now
+        self._told = time.monotonic()
         self._run.manifest.running = self._running()
         self._run.save()
+        for reports, entry in self._unsettled:
+            self._assembler.settle(reports, entry)
+        self._unsettled.clear()
 
     def _running(self) -> dict[str, dict[str, int]]:
         under_way = {v: video for v, video in self._videos.items() if video.reports or self._frames.get(v)}
@@ -209,18 +219,22 @@ class Job:
             self._publish(video, listener)
 
     def _publish(self, video: _Video, listener: ProgressListener) -> None:
-        """Rows, then the twin's rows, then the manifest; only then the units go, so that no failure costs work."""
+        """Rows, then the twin's rows, then the manifest; only then the units go, so that no failure costs work.
+
+        Killed before the manifest is written, a resumed run publishes the units again.
+        """
         reports = sorted(video.reports.values(), key=lambda r: r.ordinal)
         entry = self._assembler.publish(reports, video.uri)
         entry.source_fingerprint = video.source
-        self._end(entry, listener)
-        self._assembler.settle(reports, entry)
         video.reports.clear()  # a job of a hundred thousand videos keeps none
+        self._unsettled.append((reports, entry))
+        self._end(entry, listener)
 
     def _end(self, entry: VideoEntry, listener: ProgressListener) -> None:
         self._frames.pop(entry.video_id, None)
         self._run.manifest.running.pop(entry.video_id, None)
-        self._run.end_video(entry)
+        self._run.list_video(entry)
+        self._save_if_due()
         listener.video_ended(entry)
 
     def _keep_interrupted(self, listener: ProgressListener) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from pipeline.sinks import ExportReport
 
 _CHANGES_SHOWN = 8
+_PAUSE = 20
+"""Between two saves of a manifest that nobody has to wait for, in times that one takes."""
 SCHEMA_VERSION = 1
 """Of the run folder. Readers refuse a newer one; a change that old readers would misread raises it."""
 
@@ -117,9 +121,13 @@ class Manifest:
     def put(self, entry: VideoEntry) -> None:
         """Add the entry, replacing one of the same video."""
         self.videos = [v for v in self.videos if v.video_id != entry.video_id] + [entry]
-        self.counts = {
+
+    def count(self) -> None:
+        """Bring the counts of videos, frames and masklets up to date; others stay."""
+        by_status = Counter(v.status for v in self.videos)
+        self.counts |= {
             "videos": len(self.videos),
-            **{s: sum(v.status == s for v in self.videos) for s in ("done", "partial", "failed")},
+            **{status: by_status[status] for status in ("done", "partial", "failed")},
             "frames": sum(v.num_tracked for v in self.videos),
             "masklets": sum(v.num_masklets for v in self.videos),
         }
@@ -234,6 +242,10 @@ class RunWriter:
 
     def __init__(self, folder: Path, manifest: Manifest, twin: Twin | None = None) -> None:
         self.folder, self.manifest, self._twin = folder, manifest, twin
+        self._by_id: dict[str, VideoEntry] = {}
+        self._listed: list[VideoEntry] = []
+        """The list that ``_by_id`` is of."""
+        self._saved_s, self._save_took_s = 0.0, 0.0
 
     @classmethod
     def create(
@@ -273,12 +285,24 @@ class RunWriter:
         Raises:
             RunError: there is no room for it; the old one stands.
         """
+        started = time.monotonic()
+        self.manifest.count()
         text = json.dumps(asdict(self.manifest), indent=1, ensure_ascii=False)
         try:
             write_atomically(self.folder / "manifest.json", (text + "\n").encode())
         except OSError as error:
             raise cannot_write(error, self.folder) from error
         self.put(self.folder / "manifest.json")
+        self._saved_s = time.monotonic()
+        self._save_took_s = self._saved_s - started
+
+    @property
+    def is_save_due(self) -> bool:
+        """Whether the time since the last :meth:`save` is long beside what that took.
+
+        Every save writes all of the manifest: with ten thousand videos, one after each of them would be the whole job.
+        """
+        return time.monotonic() - self._saved_s >= _PAUSE * self._save_took_s
 
     def put(self, path: Path) -> None:
         """Give the twin a file or folder of the run as it is now."""
@@ -287,14 +311,19 @@ class RunWriter:
 
     def finished(self, video_id: str) -> bool:
         """Whether this video needs no more work: done, or partial for a reason that a new try would meet again."""
-        return any(v.video_id == video_id and not has_more_to_do(v) for v in self.manifest.videos)
+        return video_id in self._entries and not has_more_to_do(self._entries[video_id])
 
     def entry(self, video_id: str) -> VideoEntry:
         """The entry of a video that has ended; ``KeyError`` if it has not."""
-        for entry in self.manifest.videos:
-            if entry.video_id == video_id:
-                return entry
-        raise KeyError(video_id)
+        return self._entries[video_id]
+
+    @property
+    def _entries(self) -> dict[str, VideoEntry]:
+        """By video."""
+        if self._listed is not self.manifest.videos:
+            self._listed = self.manifest.videos
+            self._by_id = {entry.video_id: entry for entry in self._listed}
+        return self._by_id
 
     def video(self, video_id: str, *, rows_per_part: int, frames_per_part: int) -> VideoWriter:
         """A writer for this video; what an earlier try left of it is removed."""
@@ -303,14 +332,22 @@ class RunWriter:
         return VideoWriter(folder, rows_per_part=rows_per_part, frames_per_part=frames_per_part)
 
     def end_video(self, entry: VideoEntry) -> None:
-        """List a video that has ended; the rows of a failed one are removed."""
+        """List a video that has ended, and save."""
+        self.list_video(entry)
+        self.save()
+
+    def list_video(self, entry: VideoEntry) -> None:
+        """List a video that has ended, as of the next :meth:`save`; the rows of a failed one are removed."""
         if entry.status == "failed":
             shutil.rmtree(self.folder / "masklets" / entry.video_id, ignore_errors=True)
         self.put(self.folder / "masklets" / entry.video_id)
         if f"{LOGS}/" in (entry.error or ""):
             self.put(self.folder / LOGS)
-        self.manifest.put(entry)
-        self.save()
+        if entry.video_id in self._entries:
+            self.manifest.put(entry)
+        else:
+            self.manifest.videos.append(entry)
+            self._entries[entry.video_id] = entry
 
 
 LOGS = "logs"
@@ -406,7 +443,7 @@ def _continue(old: Manifest, new: Manifest, config_changes: str) -> Manifest:
         raise UsageError(
             "the run was made with another plan", f"changed: {', '.join(changed)}", "repeat its options, or --overwrite"
         )
-    old.status = "running"
+    old.status, old.counts = "running", {}
     old.sources = list(dict.fromkeys([*old.sources, *new.sources]))
     return old
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +18,7 @@ from pipeline.job import Job, Silent
 from pipeline.masks import boxes, encode
 from pipeline.results import FrameResult
 from pipeline.sources.file import VideoItem
-from pipeline.store import Manifest, RunWriter, VideoWriter, has_more_to_do, open_run
+from pipeline.store import Manifest, RunWriter, VideoWriter, has_more_to_do, open_run, read_manifest
 from tests.e2e.clips import write_clip
 from workers.units import Unit, UnitFolder, UnitProgress, UnitReport, set_aside
 
@@ -121,6 +122,58 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, items: lis
     done_before = {v.video_id for v in stopped.videos if v.status == "done"}
     assert {v for v, _ in executor.done} == set("abc") - done_before
     assert open_run(tmp_path / "run").table().equals(open_run(tmp_path / "whole").table())
+
+
+def test_the_manifest_of_many_videos_is_not_written_after_each(
+    tmp_path: Path, items: list[VideoItem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names them all: writing it takes longer the more there are, and time to work is left in between."""
+    now = 0.0
+    monkeypatch.setattr("pipeline.store.time.monotonic", lambda: now)
+    saves: list[int] = []
+    replace = os.replace
+
+    def slow(a: Path, b: Path) -> None:
+        nonlocal now
+        if Path(b).name == "manifest.json":
+            saves.append(len(read_manifest(tmp_path / "run").videos) if Path(b).exists() else 0)
+            now += 1.0
+        replace(a, b)
+
+    class Working(FakeExecutor):
+        def _do(self, unit: Unit, units: Path) -> UnitReport:
+            nonlocal now
+            now += 5.0
+            return super()._do(unit, units)
+
+    monkeypatch.setattr("pipeline.store.os.replace", slow)
+    many = [VideoItem(f"v{n}", items[0].uri) for n in range(12)]
+    manifest = job(tmp_path / "run", Working(), Config()).execute(many, Silent())
+    assert len(manifest.videos) == 12 and manifest.counts["done"] == 12
+    assert saves == [0, 0, 4, 8, 12], "at the start, every 20 seconds of 60, and at the end"
+    assert open_run(tmp_path / "run").manifest.videos == manifest.videos
+
+
+def test_what_a_killed_job_had_not_listed_yet_is_not_tracked_again(
+    tmp_path: Path, items: list[VideoItem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job(tmp_path / "whole", FakeExecutor(), Config()).execute(items, Silent())
+
+    class Killed(FakeExecutor):
+        def _do(self, unit: Unit, units: Path) -> UnitReport:
+            if len(self.done) == 2:
+                raise MemoryError
+            return super()._do(unit, units)
+
+    monkeypatch.setattr("pipeline.store._PAUSE", float("inf"))
+    first, second = Killed(), FakeExecutor()
+    with pytest.raises(MemoryError):
+        job(tmp_path / "run", first, Config()).execute(items, Silent())
+    assert open_run(tmp_path / "run").manifest.videos == []
+    job(tmp_path / "run", second, Config(), resume=True).execute(items, Silent())
+    assert sorted(first.done + second.done) == [("a", 0), ("b", 0), ("c", 0)] and len(second.done) == 1
+    assert open_run(tmp_path / "run").table().equals(open_run(tmp_path / "whole").table())
+    assert not (tmp_path / "run" / ".units").exists()
 
 
 CHUNKED = ["chunk.length=1s", "chunk.overlap=0.4s"]
@@ -335,6 +388,7 @@ def test_the_manifest_tells_how_far_videos_under_way_are(
     tmp_path: Path, items: list[VideoItem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.job._TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.store._PAUSE", 0.0)
     run = tmp_path / "run"
     seen: list[dict[str, dict[str, int]]] = []
 
