@@ -118,6 +118,11 @@ def fill_holes_and_islands(logits: Tensor, max_area: int) -> Tensor:
     return torch.where(_small_components(inside, islands_up_to, max_area), ISLAND_LOGIT, filled)
 
 
+def filled(logits: Tensor, area_px: int) -> Tensor:
+    """:func:`fill_holes_and_islands` of up to ``area_px`` pixels of a mask of SAM3's size, see :func:`area_at`."""
+    return fill_holes_and_islands(logits, area_at(logits, area_px))
+
+
 def _small_components(masks: Tensor, up_to: Tensor, max_area: int) -> Tensor:
     """Pixels in 8-connected components of at most ``up_to`` ``(N,)`` pixels, bool ``(N, h, w)``."""
     if masks.device.type == "cpu":

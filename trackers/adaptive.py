@@ -23,7 +23,7 @@ from torch import Tensor
 
 from configs.schema import TrackerConfig
 from pipeline.device_memory import download, upload
-from pipeline.torch_masks import mask_iou
+from pipeline.torch_masks import filled, mask_iou
 from pipeline.types import BoolArray, Detections, Float32Array, Int16Array, Int64Array
 from trackers.appearance import FrameLooks, Gallery
 from trackers.association import Association
@@ -241,6 +241,7 @@ class Adaptive:
         found = self._heads.propagate(frame.vision, self._bank, step, rows)
         finite = found.logits.flatten(1).isfinite().all(1) & found.object_logit.isfinite()
         finite &= found.pointer.isfinite().all(1)
+        found = replace(found, logits=filled(found.logits, self._config.fill_hole_area_px))
         table = download(torch.stack([found.object_logit, finite.float()]), self._meanwhile)
         return _Attended(rows, found, table[0], table[1] > 0)
 

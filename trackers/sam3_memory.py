@@ -26,7 +26,7 @@ from pipeline.device_memory import download, upload
 from pipeline.errors import RunError
 from pipeline.masks import boxes_to_masks
 from pipeline.telemetry import LOGGER
-from pipeline.torch_masks import area_at, fill_holes_and_islands, mask_iou
+from pipeline.torch_masks import filled, mask_iou
 from pipeline.types import Detections, Float32Array, Frame, FrameTracks, Int64Array
 from trackers.adaptive import Adaptive
 from trackers.appearance import FrameLooks, Gallery
@@ -187,7 +187,7 @@ class Sam3MemoryTracker:
         if vision is None:
             return self._heads.nothing()
         tracked = self._heads.propagate(vision, self._bank, self._step)
-        return Decoded(self._filled(tracked.logits), tracked.object_logit, tracked.pointer)
+        return Decoded(filled(tracked.logits, self._config.fill_hole_area_px), tracked.object_logit, tracked.pointer)
 
     def _evidence(self, tracked: Decoded, found: Detections, det_logits: Tensor, *, detector_ran: bool) -> Evidence:
         """Overlaps, emptiness and finiteness, brought to the host in one transfer."""
@@ -269,16 +269,11 @@ class Sam3MemoryTracker:
     def _mask(self, rows: Any) -> Tensor:
         return upload(rows, self._device)[:, None, None]
 
-    def _filled(self, logits: Tensor) -> Tensor:
-        """Masks ``(N, h, w)`` without specks, in the mask and in its holes."""
-        area = area_at(logits, self._config.fill_hole_area_px)
-        return fill_holes_and_islands(logits, area) if area and len(logits) else logits
-
     def _outcome(
         self, plan: UpdatePlan, withdrawn: Any, evidence: Evidence, shown: Tensor, det_logits: Tensor
     ) -> LowResTracks:
         """Survivors that are not hidden, then newcomers with their detection's mask."""
-        born = self._filled(det_logits[plan.new])
+        born = filled(det_logits[plan.new], self._config.fill_hole_area_px)
         score = 1 / (1 + np.exp(-evidence.object_logit[plan.keeps].astype(np.float64)))
         visible = np.concatenate([~plan.hidden[plan.keeps], np.ones(len(plan.new), bool)])
         logits = torch.cat([shown[np.flatnonzero(plan.keeps)], born])

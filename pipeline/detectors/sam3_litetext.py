@@ -24,7 +24,7 @@ from pipeline.compiled import Backend
 from pipeline.detectors.sam3_network import Decoded, Sam3Network
 from pipeline.device_memory import download, upload, with_smaller_batches
 from pipeline.errors import UsageError
-from pipeline.torch_masks import area_at, fill_holes_and_islands, greedy_nms, mask_iou, within_boxes
+from pipeline.torch_masks import filled, greedy_nms, mask_iou, within_boxes
 from pipeline.types import BoxPrompt, Detections, Float32Array, Frame, Prompts, UInt8Array
 
 _PAIRS_PER_CALL = 32
@@ -249,9 +249,8 @@ class Sam3LiteTextDetector:
         ]
         chosen = np.concatenate(kept)
         index = upload(chosen, self.device)
-        raw = hits.masks[index]
         boxes = download(hits.boxes[index])
-        masks = download(fill_holes_and_islands(raw, area_at(raw, self._config.fill_hole_area_px)), self.meanwhile)
+        masks = download(filled(hits.masks[index], self._config.fill_hole_area_px), self.meanwhile)
         found, start = [], 0
         for frame, rows in zip(frames, kept, strict=True):
             part = slice(start, start := start + len(rows))

@@ -215,6 +215,25 @@ def test_twins_that_touch_and_are_found_as_one_stay_two(parts: SimpleNamespace) 
             assert mask.sum() == 64 and mask[y : y + 8, x : x + 8].all(), f"frame {t}"
 
 
+@pytest.mark.parametrize("mode", ["exact", "adaptive"])
+def test_what_attention_finds_has_no_specks(parts: SimpleNamespace, mode: str) -> None:
+    """Where it says that there is a pinhole and a speck elsewhere, neither is shown; 81 pixels of a mask of 288 are one of these."""
+    watched = Watched(parts, mode=mode, fill_hole_area_px=81)
+    watched.tracker.advance(_frame(0, FOUR[:1]), _detections(FOUR[:1]))
+    heads = watched.tracker._heads
+    propagate = heads.propagate
+
+    def blotted(*given: Any) -> Decoded:
+        found = propagate(*given)
+        logits = torch.from_numpy(_detections(FOUR[:1]).mask_logits)
+        logits[:, 4, 4], logits[:, 28, 28] = -8, 8
+        return Decoded(logits, torch.full_like(found.object_logit, 5.0), found.pointer)
+
+    heads.propagate = blotted  # type: ignore[method-assign]
+    low = watched.tracker.advance(_frame(1, FOUR[:1]), None)
+    assert torch.equal(low.logits > 0, torch.from_numpy(_detections(FOUR[:1]).mask_logits) > 0)
+
+
 def test_what_looks_unlike_the_thing_in_its_place_is_no_newcomer_yet(parts: SimpleNamespace) -> None:
     watched = Watched(parts)
     watched.run(still((4, 12, RED), frames=3))
