@@ -156,10 +156,10 @@ class Sam3LiteTextDetector:
         return self._encode([frame])
 
     def prefetch(self, frames: Sequence[Frame]) -> None:
-        """Begin with the features of the frames that come after the next call of :meth:`detect`.
+        """Begin with the features of frames that :meth:`detect` will be given later.
 
-        :meth:`meanwhile` goes on with them, bit by bit while that call's frames are looked at and tracked. Results are
-        the same without it, to the bit.
+        :meth:`meanwhile` goes on with them, bit by bit while the frames before are looked at and tracked. Results are
+        the same without it, to the bit where the frames come in the same batches.
         """
         self._cache.make_room(2 * len(frames))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline import api, open_run
 from pipeline.detectors import sam3_litetext
 from pipeline.detectors.sam3_litetext import Sam3LiteTextDetector
 from pipeline.detectors.sam3_network import Sam3Network
+from pipeline.types import Frame
 from tests.e2e.clips import write_clip
 
 PLAIN = ["prompts=[red circle, blue square]", "device.threads=1", "device.name=cpu", "tracker.hotstart_delay_frames=2"]
@@ -35,17 +37,43 @@ def switch_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sam3LiteTextDetector, "__init__", ahead)
 
 
-def run(clip: str, folder: Path, mode: str) -> pa.Table:
+def run(clips: Sequence[str], folder: Path, *more: str) -> pa.Table:
     torch.set_num_threads(1)
-    api.track_to_run(load_config(None, [*PLAIN, f"tracker.mode={mode}"]), [clip], folder)
+    api.track_to_run(load_config(None, [*PLAIN, *more]), clips, folder)
     return open_run(folder).table()
+
+
+def test_videos_side_by_side_have_the_same_rows(clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of both are in the same batches; one is shorter, and goes on with fewer of them."""
+    clips = [clip, str(write_clip(tmp_path / "short.mp4", num_frames=9))]
+    together = ["worker.streams_per_device=2"]
+    expected = run(clips, tmp_path / "in place", *together)
+    switch_on(monkeypatch)
+    begun, encoded = list[tuple[str, ...]](), list[int]()
+    prefetch, encoding = Sam3LiteTextDetector.prefetch, Sam3Network.encoding
+
+    def noting(self: Sam3LiteTextDetector, frames: Sequence[Frame]) -> None:
+        begun.append(tuple(f.stream_id for f in frames))
+        prefetch(self, frames)
+
+    def counting(self: Sam3Network, pixels: torch.Tensor) -> Any:
+        encoded.append(len(pixels))
+        return (yield from encoding(self, pixels))
+
+    monkeypatch.setattr(Sam3LiteTextDetector, "prefetch", noting)
+    monkeypatch.setattr(Sam3Network, "encoding", counting)
+    found = run(clips, tmp_path / "ahead", *together)
+    assert found.num_rows > NUM_FRAMES and found.equals(expected)
+    assert sum(encoded) == NUM_FRAMES + 9
+    assert sum(map(len, begun)) >= NUM_FRAMES + 9 - 2 * 4, "all but each stream's first"
+    assert any(len(set(streams)) == 2 for streams in begun)
 
 
 @pytest.mark.parametrize("mode", ["exact", "adaptive"])
 def test_a_video_has_the_same_rows_and_every_frame_is_encoded_once(
     mode: str, clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = run(clip, tmp_path / "in place", mode)
+    expected = run([clip], tmp_path / "in place", f"tracker.mode={mode}")
     switch_on(monkeypatch)
     encoded: list[int] = []
     waiting: list[bool] = []
@@ -67,7 +95,7 @@ def test_a_video_has_the_same_rows_and_every_frame_is_encoded_once(
 
     monkeypatch.setattr(Sam3Network, "encoding", counting)
     monkeypatch.setattr(sam3_litetext, "download", noting)
-    found = run(clip, tmp_path / "ahead", mode)
+    found = run([clip], tmp_path / "ahead", f"tracker.mode={mode}")
     assert found.num_rows > NUM_FRAMES and found.equals(expected)
     assert sum(encoded) == NUM_FRAMES
     assert waiting == [False] + [True] * (len(encoded) - 1), "all but the first batch begin in somebody's wait"
@@ -76,7 +104,7 @@ def test_a_video_has_the_same_rows_and_every_frame_is_encoded_once(
 def test_a_batch_that_fails_ahead_is_encoded_in_place(
     clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = run(clip, tmp_path / "in place", "adaptive")
+    expected = run([clip], tmp_path / "in place")
     switch_on(monkeypatch)
     encoding, calls = Sam3Network.encoding, 0
 
@@ -90,5 +118,5 @@ def test_a_batch_that_fails_ahead_is_encoded_in_place(
         return (yield from encoding(self, pixels))
 
     monkeypatch.setattr(Sam3Network, "encoding", failing_once)
-    found = run(clip, tmp_path / "ahead", "adaptive")
+    found = run([clip], tmp_path / "ahead")
     assert calls > 4 and found.equals(expected)

@@ -217,7 +217,7 @@ def test_twins_that_touch_and_are_found_as_one_stay_two(parts: SimpleNamespace) 
 
 @pytest.mark.parametrize("mode", ["exact", "adaptive"])
 def test_what_attention_finds_has_no_specks(parts: SimpleNamespace, mode: str) -> None:
-    """Where it says that there is a pinhole and a speck elsewhere, neither is shown; 81 pixels of a mask of 288 are one of these."""
+    """It says that there is a pinhole, and a speck elsewhere: neither is shown. 81 of 288 x 288 pixels are one here."""
     watched = Watched(parts, mode=mode, fill_hole_area_px=81)
     watched.tracker.advance(_frame(0, FOUR[:1]), _detections(FOUR[:1]))
     heads = watched.tracker._heads
