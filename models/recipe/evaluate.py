@@ -6,11 +6,14 @@ python -m models.recipe.evaluate --only detection --images 100
 
 import argparse
 import json
+import multiprocessing
 import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -255,15 +258,19 @@ def oracle(scenes: Sequence[Scene], asked: Sequence[Question], colour_only: bool
     return row.f1
 
 
-def detection_table(tiny: Tiny, images: int = IMAGES, threshold: float | None = None) -> dict[str, float]:
+SPLITS = ("trained", "never trained")
+MEMORY = "memory tracker"
+
+
+def detection_table(
+    tiny: Tiny, images: int = IMAGES, threshold: float | None = None, splits: Sequence[str] = SPLITS
+) -> dict[str, float]:
     """Every detection figure; three fifths of the images show trained pairs, the rest pairs never trained."""
     limit = tiny.config.score_threshold_detection if threshold is None else threshold
     table: dict[str, float] = {}
-    for held_out, name, count in (
-        (False, "trained", images * 3 // 5),
-        (True, "never trained", images - images * 3 // 5),
-    ):
-        scenes = held_out_scenes(count, held_out)
+    for name in splits:
+        held_out, count = name == SPLITS[1], images * 3 // 5
+        scenes = held_out_scenes(images - count if held_out else count, held_out)
         asked = questions(scenes, held_out)
         rows = tally(scenes, asked, answer(tiny, scenes, asked), limit)
         for kind, row in sorted(rows.items()):
@@ -271,6 +278,26 @@ def detection_table(tiny: Tiny, images: int = IMAGES, threshold: float | None = 
         table[f"{name} | oracle that ignores shape words F1"] = oracle(scenes, asked, colour_only=True)
         table[f"{name} | oracle that returns everything F1"] = oracle(scenes, asked, colour_only=False)
     return table
+
+
+def _table(model: Path, images: int, part: str) -> dict[str, float]:
+    """One of ``SPLITS`` or ``MEMORY``, in a process of its own."""
+    torch.set_num_threads(1)
+    tiny = load(model)
+    if part != MEMORY:
+        return detection_table(tiny, images, splits=[part])
+    from models.recipe.evaluate_tracking import memory_table
+
+    return memory_table(tiny)
+
+
+def _tables(model: Path, images: int, parts: Sequence[str], workers: int) -> dict[str, dict[str, float]]:
+    """The parts' tables, as many at a time as there are workers."""
+    tables = defaultdict[str, dict[str, float]](dict)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for part, table in zip(parts, pool.map(partial(_table, model, images), parts), strict=True):
+            tables["detection" if part in SPLITS else part] |= table
+    return tables
 
 
 def best_threshold(tiny: Tiny, images: int = 120) -> float:
@@ -298,7 +325,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("models/tiny"))
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--clips", type=int, default=50)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="clips at a time")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--only", choices=["detection", "memory", "pipeline"])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the pipeline")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -306,12 +333,9 @@ def main() -> None:
     torch.set_num_threads(1)
     figures: dict[str, dict[str, float]] = {}
     start = time.time()
-    if args.only in (None, "detection"):
-        figures["detection"] = detection_table(load(args.model), args.images)
-    if args.only in (None, "memory"):
-        from models.recipe.evaluate_tracking import memory_table
-
-        figures["memory tracker"] = memory_table(load(args.model))
+    if args.only != "pipeline":
+        parts = {"detection": SPLITS, "memory": (MEMORY,), None: (*SPLITS, MEMORY)}[args.only]
+        figures |= _tables(args.model, args.images, parts, args.workers)
     if args.only in (None, "pipeline"):
         from models.recipe.evaluate_tracking import pipeline_table
 
