@@ -1,8 +1,8 @@
-"""Work for the device that can be done while the host is busy: handed over bit by bit, whenever the host is to wait.
-Torch."""
+"""Work for the device while the host is busy: handed over bit by bit, whenever the host is about to wait. Torch."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ class Ahead:
     def __init__(self) -> None:
         self._work: Generator[None, None, None] | None = None
         self._num_steps = self._num_turns = self._steps = self._turns = 0
+        self._has_failed = False
 
     def begin(self, work: Generator[None, None, T], done: Callable[[T], None], num_steps: int, num_turns: int) -> None:
         """Take on ``work``, after what is left of the one before; nothing of it is launched yet.
@@ -70,9 +71,13 @@ class Ahead:
                 next(self._work)
         except StopIteration:
             self._work = None
-        except Exception:
-            LOGGER.debug("work ahead failed and is done in place", exc_info=True)
-            self._work = None
+        except Exception as error:
+            LOGGER.log(
+                logging.DEBUG if self._has_failed else logging.WARNING,
+                "work ahead failed, and from now on whenever this happens is done in place: %s",
+                str(error).partition("\n")[0] or type(error).__name__,
+            )
+            self._work, self._has_failed = None, True
 
 
 def result_of(work: Generator[None, None, T]) -> T:
