@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import TypeVar
 
 import torch
@@ -29,17 +29,16 @@ class Ahead:
         self._num_steps = self._num_turns = self._steps = self._turns = 0
         self._has_failed = False
 
-    def begin(self, work: Generator[None, None, T], done: Callable[[T], None], num_steps: int, num_turns: int) -> None:
+    def begin(self, work: Generator[None, None, None], num_steps: int, num_turns: int) -> None:
         """Take on ``work``, after what is left of the one before; nothing of it is launched yet.
 
         Args:
             work: each ``next`` launches a step and returns at once.
-            done: gets what ``work`` returns.
             num_steps: how many there are.
             num_turns: over how many turns to spread them.
         """
         self.finish()
-        self._work = _finishing(work, done)
+        self._work = work
         self._num_steps, self._num_turns, self._steps, self._turns = num_steps, num_turns, 0, 0
 
     def turn(self) -> None:
@@ -88,7 +87,3 @@ def result_of(work: Generator[None, None, T]) -> T:
         except StopIteration as finished:
             found: T = finished.value
             return found
-
-
-def _finishing(work: Generator[None, None, T], done: Callable[[T], None]) -> Generator[None, None, None]:
-    done((yield from work))

@@ -125,6 +125,11 @@ class Tally:
     shares: dict[str, float] = field(default_factory=dict)
     """How much of each unit is done, 0..1."""
     frames: dict[str, int] = field(default_factory=dict)
+    num_frames: int = 0
+    """All of them."""
+    work: float = 0.0
+    work_done: float = 0.0
+    """In weights. Sums are kept, not made: a job has a hundred thousand units, and each says something every second."""
     expected: dict[str, int] = field(default_factory=dict)
     """Frames of each unit that was begun."""
     num_videos: int = 0
@@ -138,14 +143,17 @@ class Tally:
         usual = sum(known) / len(known) if known else 1.0
         self.num_videos = num_videos
         self.weights = {u.key: u.cost or usual for u in todo}
+        self.work = sum(self.weights.values())
         for unit in todo:
             self.videos.setdefault(unit.video_id, []).append(unit.key)
         self.units = {video_id: list(keys) for video_id, keys in self.videos.items()}
 
     def progress(self, progress: UnitProgress) -> None:
         """A unit got further; one that starts again goes back."""
-        self.shares[progress.key] = progress.num_done / max(progress.num_expected, 1)
-        self.frames[progress.key] = max(progress.num_done, self.frames.get(progress.key, 0))
+        self._set_share(progress.key, progress.num_done / max(progress.num_expected, 1))
+        known = self.frames.get(progress.key, 0)
+        self.frames[progress.key] = max(progress.num_done, known)
+        self.num_frames += self.frames[progress.key] - known
         self.objects[progress.key] = progress.num_objects
         self.expected[progress.key] = progress.num_expected
         if progress.slowest:
@@ -153,8 +161,12 @@ class Tally:
 
     def end_unit(self, key: str) -> None:
         """A unit ended, well or not."""
-        self.shares[key] = 1.0
+        self._set_share(key, 1.0)
         self.objects.pop(key, None)
+
+    def _set_share(self, key: str, share: float) -> None:
+        self.work_done += self.weights.get(key, 0.0) * (share - self.shares.get(key, 0.0))
+        self.shares[key] = share
 
     def share_of(self, video_id: str) -> float:
         """Of one video's units, 0..1."""
@@ -176,18 +188,16 @@ class Tally:
         """A video ended, well or not: nothing of it is left to do."""
         self.num_ended += 1
         for key in self.videos.pop(video_id, []):
-            self.shares[key] = 1.0
+            self._set_share(key, 1.0)
 
     @property
     def share(self) -> float:
         """Of the work that was to be done, 0..1."""
-        total = sum(self.weights.values())
-        done = sum(weight * self.shares.get(key, 0.0) for key, weight in self.weights.items())
-        return min(done / total, 1.0) if total else 1.0
+        return min(self.work_done / self.work, 1.0) if self.work else 1.0
 
     def note(self, elapsed_s: float) -> str:
         """Frames per second of all workers, and the stage that holds most of them up."""
-        rate = f"{sum(self.frames.values()) / max(elapsed_s, 1e-6):.1f} frames/s"
+        rate = f"{self.num_frames / max(elapsed_s, 1e-6):.1f} frames/s"
         return f"{rate}, slowest: {self.slowest.most_common(1)[0][0]}" if self.slowest else rate
 
 

@@ -86,7 +86,7 @@ def download(values: Tensor, meanwhile: Callable[[], None] | None = None) -> NDA
     pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     pinned.copy_(values, non_blocking=True)
     arrived = torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(values.device))
     if meanwhile is not None:
         meanwhile()
     arrived.synchronize()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -33,18 +33,13 @@ def detect(
 ) -> Iterator[tuple[Frame, Detections]]:
     """Each frame with what was found on it; the detector runs ahead by a batch, and begins the next one if it can."""
     batches = batched(times.waiting("decode", frames), batch_frames)
-    prefetch = _prefetch_of(detector)
+    prefetch = getattr(detector, "prefetch", None) if getattr(detector, "looks_ahead", False) else None
     for batch, following in with_next(batches) if prefetch else ((batch, None) for batch in batches):
         with times.stage("detect"):
             if prefetch and following:
                 prefetch(following)
             found = detector.detect(batch, prompts)
         yield from zip(batch, found, strict=True)
-
-
-def _prefetch_of(detector: Detector) -> Callable[[Sequence[Frame]], None] | None:
-    """What begins with frames before they are asked for, of a detector to whom that is of use."""
-    return getattr(detector, "prefetch", None) if getattr(detector, "looks_ahead", False) else None
 
 
 def with_next(items: Iterable[T]) -> Iterator[tuple[T, T | None]]:
@@ -111,7 +106,6 @@ class JointDetection:
     def __init__(self, detector: Detector, batch_frames: int, num_streams: int) -> None:
         self._detector, self._batch_frames = detector, batch_frames
         self._first_share = max(1, batch_frames // num_streams)
-        self._prefetch = _prefetch_of(detector)
         self._streams: list[_Stream] = []
 
     def detect(
@@ -146,12 +140,6 @@ class JointDetection:
             stream.ready.extend((frame, next(found)) for frame in stream.pulled)
             stream.pulled.clear()
         asking.is_new = False
-        if self._prefetch is not None:
-            share = self._share(asking)
-            for stream in group:
-                stream.pull(share)
-            if following := [frame for stream in group for frame in stream.pulled]:
-                self._prefetch(following)
         return True
 
     def _share(self, asking: _Stream) -> int:

@@ -129,6 +129,10 @@ class Job:
         except KeyboardInterrupt:
             self._keep_interrupted(listener)
             raise RunInterruptedError("interrupted", str(self._run.folder), "run the same line with --resume") from None
+        except Exception:
+            with suppress(MaskletError):
+                self._save()
+            raise
         return self._complete(items, time.perf_counter() - started)
 
     def _do(self, items: Sequence[VideoItem], listener: ProgressListener) -> None:
@@ -160,9 +164,11 @@ class Job:
             self._save_if_due()
 
     def _save_if_due(self) -> None:
-        """Write the manifest, unless that was done a moment ago; then settle what is safe with it."""
-        if not self._run.is_save_due:
-            return
+        """Write the manifest, unless that was done a moment ago, and settle what is safe with it."""
+        if self._run.is_save_due:
+            self._save()
+
+    def _save(self) -> None:
         self._told = time.monotonic()
         self._run.manifest.running = self._running()
         self._run.save()
@@ -216,7 +222,7 @@ class Job:
         video = self._videos[report.video_id]
         video.reports[report.key] = report
         if len(video.reports) == video.num_units:
-            self._publish(video, listener)
+            self._publish(self._videos.pop(report.video_id), listener)
 
     def _publish(self, video: _Video, listener: ProgressListener) -> None:
         """Rows, then the twin's rows, then the manifest; only then the units go, so that no failure costs work.
@@ -226,14 +232,13 @@ class Job:
         reports = sorted(video.reports.values(), key=lambda r: r.ordinal)
         entry = self._assembler.publish(reports, video.uri)
         entry.source_fingerprint = video.source
-        video.reports.clear()  # a job of a hundred thousand videos keeps none
-        self._unsettled.append((reports, entry))
-        self._end(entry, listener)
+        self._end(entry, listener, reports)
 
-    def _end(self, entry: VideoEntry, listener: ProgressListener) -> None:
+    def _end(self, entry: VideoEntry, listener: ProgressListener, reports: Sequence[UnitReport] = ()) -> None:
         self._frames.pop(entry.video_id, None)
         self._run.manifest.running.pop(entry.video_id, None)
         self._run.list_video(entry)
+        self._unsettled.append((reports, entry))  # listed now, and safe with the next save
         self._save_if_due()
         listener.video_ended(entry)
 
@@ -246,13 +251,12 @@ class Job:
                 self._collect(report, listener)
         remove_attempts(self._units)
         self._run.manifest.status = "interrupted"
-        self._run.manifest.running = self._running()
-        self._run.save()
+        self._save()
 
     def _complete(self, items: Sequence[VideoItem], seconds: float) -> Manifest:
         manifest = self._run.manifest
         order = {item.video_id: rank for rank, item in enumerate(items)}
-        manifest.videos.sort(key=lambda v: order.get(v.video_id, -1))
+        manifest.videos = sorted(manifest.videos, key=lambda v: order.get(v.video_id, -1))
         manifest.status = "complete"
         manifest.running = {}
         self._account(manifest, seconds)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _CHANGES_SHOWN = 8
 _PAUSE = 20
 """Between two saves of a manifest that nobody has to wait for, in times that one takes."""
+_LONGEST_PAUSE_S = 60.0
+"""... and in seconds."""
 SCHEMA_VERSION = 1
 """Of the run folder. Readers refuse a newer one; a change that old readers would misread raises it."""
 
@@ -242,9 +244,9 @@ class RunWriter:
 
     def __init__(self, folder: Path, manifest: Manifest, twin: Twin | None = None) -> None:
         self.folder, self.manifest, self._twin = folder, manifest, twin
-        self._by_id: dict[str, VideoEntry] = {}
-        self._listed: list[VideoEntry] = []
-        """The list that ``_by_id`` is of."""
+        self._rank: dict[str, int] = {}
+        self._ranked: list[VideoEntry] = []
+        """The list that ``_rank`` is of."""
         self._saved_s, self._save_took_s = 0.0, 0.0
 
     @classmethod
@@ -302,7 +304,7 @@ class RunWriter:
 
         Every save writes all of the manifest: with ten thousand videos, one after each of them would be the whole job.
         """
-        return time.monotonic() - self._saved_s >= _PAUSE * self._save_took_s
+        return time.monotonic() - self._saved_s >= min(_PAUSE * self._save_took_s, _LONGEST_PAUSE_S)
 
     def put(self, path: Path) -> None:
         """Give the twin a file or folder of the run as it is now."""
@@ -311,19 +313,20 @@ class RunWriter:
 
     def finished(self, video_id: str) -> bool:
         """Whether this video needs no more work: done, or partial for a reason that a new try would meet again."""
-        return video_id in self._entries and not has_more_to_do(self._entries[video_id])
+        rank = self._ranks.get(video_id)
+        return rank is not None and not has_more_to_do(self.manifest.videos[rank])
 
     def entry(self, video_id: str) -> VideoEntry:
         """The entry of a video that has ended; ``KeyError`` if it has not."""
-        return self._entries[video_id]
+        return self.manifest.videos[self._ranks[video_id]]
 
     @property
-    def _entries(self) -> dict[str, VideoEntry]:
-        """By video."""
-        if self._listed is not self.manifest.videos:
-            self._listed = self.manifest.videos
-            self._by_id = {entry.video_id: entry for entry in self._listed}
-        return self._by_id
+    def _ranks(self) -> dict[str, int]:
+        """Where in the manifest each video is."""
+        if self._ranked is not self.manifest.videos:
+            self._ranked = self.manifest.videos
+            self._rank = {entry.video_id: rank for rank, entry in enumerate(self._ranked)}
+        return self._rank
 
     def video(self, video_id: str, *, rows_per_part: int, frames_per_part: int) -> VideoWriter:
         """A writer for this video; what an earlier try left of it is removed."""
@@ -343,11 +346,8 @@ class RunWriter:
         self.put(self.folder / "masklets" / entry.video_id)
         if f"{LOGS}/" in (entry.error or ""):
             self.put(self.folder / LOGS)
-        if entry.video_id in self._entries:
-            self.manifest.put(entry)
-        else:
-            self.manifest.videos.append(entry)
-            self._entries[entry.video_id] = entry
+        rank = self._ranks.setdefault(entry.video_id, len(self.manifest.videos))
+        self.manifest.videos[rank : rank + 1] = [entry]
 
 
 LOGS = "logs"

@@ -11,7 +11,7 @@ from pipeline.errors import DeviceError
 
 
 def prepare_device(config: DeviceConfig) -> tuple[torch.device, torch.dtype]:
-    """Resolve ``auto`` and set torch's threads.
+    """Resolve ``auto``, set torch's threads and its current CUDA device.
 
     Raises:
         DeviceError: the device asked for is not there.
@@ -19,6 +19,8 @@ def prepare_device(config: DeviceConfig) -> tuple[torch.device, torch.dtype]:
     device = _device(config.name)
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(_cores() - 1, 1))
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # streams, events and recordings are the current device's
     if config.dtype == "auto":
         return device, torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, config.dtype)

@@ -143,6 +143,7 @@ class Sam3LiteTextDetector:
         self.image_size = checkpoint.image_size
         """Side of the square model input, pixels."""
         self._pairs_per_call, self._max_pairs = _PAIRS_PER_CALL, 1 << 30
+        self._frames_per_call = config.batch_frames
         # The tracker follows one batch behind; the second batch is for streams that are not in step.
         self._cache = FeatureCache(2 * max(config.batch_frames, num_streams))
         self._ahead, self._begun = Ahead(), set[tuple[str, int]]()
@@ -156,18 +157,20 @@ class Sam3LiteTextDetector:
         return self._encode([frame])
 
     def prefetch(self, frames: Sequence[Frame]) -> None:
-        """Begin with the features of frames that :meth:`detect` will be given later.
+        """Begin with the features of frames that :meth:`detect` will be given after its next call.
 
         :meth:`meanwhile` goes on with them, bit by bit while the frames before are looked at and tracked. Results are
-        the same without it, to the bit where the frames come in the same batches.
+        the same without it, to the bit.
         """
         self._cache.make_room(2 * len(frames))
+        batches = self._batches(frames)
 
-        def keep(states: Tensor) -> None:
-            for frame, state in zip(frames, states.split(1), strict=True):
-                self._cache.put(frame, state)
+        def work() -> Generator[None, None, None]:
+            for batch in batches:
+                self._keep(batch, (yield from self._encoding(batch)))
 
-        self._ahead.begin(self._encoding(frames), keep, self._network.num_stages, 1 + len(frames))
+        num_steps = len(batches) * self._network.num_stages
+        self._ahead.begin(work(), num_steps, num_turns=1 + len(frames))
         self._begun = {(f.stream_id, f.index) for f in frames}
 
     def meanwhile(self) -> None:
@@ -198,10 +201,14 @@ class Sam3LiteTextDetector:
 
     def _detect_all(self, frames: Sequence[Frame], prompts: Prompts, max_pairs: int) -> list[Detections]:
         """As :meth:`detect`, in batches of at most ``max_pairs`` (frame, phrase) pairs, or of one frame."""
-        step = min(self._config.batch_frames, max(1, max_pairs // max(len(prompts.phrases), 1)))
+        self._frames_per_call = min(self._config.batch_frames, max(1, max_pairs // max(len(prompts.phrases), 1)))
         self._pairs_per_call = min(max_pairs, _PAIRS_PER_CALL)
-        batches = [frames[i : i + step] for i in range(0, len(frames), step)]
-        return [found for batch in batches for found in self._detect(batch, prompts)]
+        return [found for batch in self._batches(frames) for found in self._detect(batch, prompts)]
+
+    def _batches(self, frames: Sequence[Frame]) -> list[Sequence[Frame]]:
+        """As many frames as there is memory for at a time."""
+        step = self._frames_per_call
+        return [frames[i : i + step] for i in range(0, len(frames), step)]
 
     @torch.no_grad()
     def encode_boxes(self, frame: Frame, boxes: Sequence[BoxPrompt], prompts: Prompts) -> Prompts:
@@ -229,13 +236,17 @@ class Sam3LiteTextDetector:
         missing = [i for i, state in enumerate(states) if state is None]
         if missing:
             fresh = result_of(self._encoding([frames[i] for i in missing]))
+            self._keep([frames[i] for i in missing], fresh)
             for i, state in zip(missing, fresh.split(1), strict=True):
                 states[i] = state
-                self._cache.put(frames[i], state)
             if len(missing) == len(frames):
                 return fresh
         known = [s for s in states if s is not None]
         return known[0] if len(known) == 1 else torch.cat(known)
+
+    def _keep(self, frames: Sequence[Frame], states: Tensor) -> None:
+        for frame, state in zip(frames, states.split(1), strict=True):
+            self._cache.put(frame, state)
 
     def _encoding(self, frames: Sequence[Frame]) -> Generator[None, None, Tensor]:
         """Last hidden states ``(F, tokens, C)`` in steps, computed."""

@@ -205,7 +205,9 @@ class Intake:
         entry.num_masklets = len(numbers)
         if entry.fps:
             entry.duration_s = float(entry.num_frames / Fraction(entry.fps))
-        writer.end_video(entry)
+        writer.list_video(entry)
+        if writer.is_save_due:
+            writer.save()
 
 
 class _Numbers:

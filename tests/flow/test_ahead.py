@@ -15,7 +15,6 @@ from pipeline import api, open_run
 from pipeline.detectors import sam3_litetext
 from pipeline.detectors.sam3_litetext import Sam3LiteTextDetector
 from pipeline.detectors.sam3_network import Sam3Network
-from pipeline.types import Frame
 from tests.e2e.clips import write_clip
 
 PLAIN = ["prompts=[red circle, blue square]", "device.threads=1", "device.name=cpu", "tracker.hotstart_delay_frames=2"]
@@ -41,32 +40,6 @@ def run(clips: Sequence[str], folder: Path, *more: str) -> pa.Table:
     torch.set_num_threads(1)
     api.track_to_run(load_config(None, [*PLAIN, *more]), clips, folder)
     return open_run(folder).table()
-
-
-def test_videos_side_by_side_have_the_same_rows(clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames of both are in the same batches; one is shorter, and goes on with fewer of them."""
-    clips = [clip, str(write_clip(tmp_path / "short.mp4", num_frames=9))]
-    together = ["worker.streams_per_device=2"]
-    expected = run(clips, tmp_path / "in place", *together)
-    switch_on(monkeypatch)
-    begun, encoded = list[tuple[str, ...]](), list[int]()
-    prefetch, encoding = Sam3LiteTextDetector.prefetch, Sam3Network.encoding
-
-    def noting(self: Sam3LiteTextDetector, frames: Sequence[Frame]) -> None:
-        begun.append(tuple(f.stream_id for f in frames))
-        prefetch(self, frames)
-
-    def counting(self: Sam3Network, pixels: torch.Tensor) -> Any:
-        encoded.append(len(pixels))
-        return (yield from encoding(self, pixels))
-
-    monkeypatch.setattr(Sam3LiteTextDetector, "prefetch", noting)
-    monkeypatch.setattr(Sam3Network, "encoding", counting)
-    found = run(clips, tmp_path / "ahead", *together)
-    assert found.num_rows > NUM_FRAMES and found.equals(expected)
-    assert sum(encoded) == NUM_FRAMES + 9
-    assert sum(map(len, begun)) >= NUM_FRAMES + 9 - 2 * 4, "all but each stream's first"
-    assert any(len(set(streams)) == 2 for streams in begun)
 
 
 @pytest.mark.parametrize("mode", ["exact", "adaptive"])
@@ -114,7 +87,7 @@ def test_a_batch_that_fails_ahead_is_encoded_in_place(
         if calls == 3:
             next(encoding(self, pixels))
             yield
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise ValueError("an error that nobody tries again for")
         return (yield from encoding(self, pixels))
 
     monkeypatch.setattr(Sam3Network, "encoding", failing_once)

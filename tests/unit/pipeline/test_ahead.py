@@ -13,19 +13,21 @@ from pipeline.ahead import Ahead, result_of
 from pipeline.device_memory import download
 from pipeline.telemetry import StageTimes
 from pipeline.types import Detections, Frame, Prompts
-from tests.unit.detectors.reference import frames
+from tests import tinyconf
+from tests.unit.detectors.reference import Reference, frames
 
 
-def work(steps: int, log: list[int]) -> Generator[None, None, str]:
+def work(steps: int, log: list[int], results: list[str] | None = None) -> Generator[None, None, None]:
     for number in range(steps):
         log.append(number)
         yield
-    return "done"
+    if results is not None:
+        results.append("done")
 
 
 def test_steps_are_launched_where_somebody_waits_and_no_more_than_a_turns_share() -> None:
     ahead, log, results = Ahead(), list[int](), list[str]()
-    ahead.begin(work(8, log), results.append, num_steps=8, num_turns=5)
+    ahead.begin(work(8, log, results), num_steps=8, num_turns=5)
     ahead.step()
     assert log == [], "before the first turn nothing is due"
     counts = []
@@ -43,7 +45,7 @@ def test_steps_are_launched_where_somebody_waits_and_no_more_than_a_turns_share(
 
 def test_what_a_turn_did_not_wait_for_is_launched_as_the_next_begins() -> None:
     ahead, log = Ahead(), list[int]()
-    ahead.begin(work(4, log), lambda _: None, num_steps=4, num_turns=2)
+    ahead.begin(work(4, log), num_steps=4, num_turns=2)
     for expected in ([], [0, 1], [0, 1, 2, 3]):
         ahead.turn()
         assert log == expected
@@ -51,24 +53,24 @@ def test_what_a_turn_did_not_wait_for_is_launched_as_the_next_begins() -> None:
 
 def test_other_work_comes_after_what_is_left() -> None:
     ahead, log, results = Ahead(), list[int](), list[str]()
-    ahead.begin(work(3, log), results.append, num_steps=3, num_turns=1)
-    ahead.begin(work(2, log), results.append, num_steps=2, num_turns=1)
+    ahead.begin(work(3, log, results), num_steps=3, num_turns=1)
+    ahead.begin(work(2, log, results), num_steps=2, num_turns=1)
     assert (log, results) == ([0, 1, 2], ["done"])
 
 
 def test_work_that_fails_is_dropped_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    def failing() -> Generator[None, None, str]:
+    def failing() -> Generator[None, None, None]:
         yield
         raise RuntimeError("CUDA out of memory")
 
-    ahead, results = Ahead(), list[str]()
+    ahead = Ahead()
     with caplog.at_level("WARNING", "masklet"):
         for _ in range(2):
-            ahead.begin(failing(), results.append, num_steps=2, num_turns=1)
+            ahead.begin(failing(), num_steps=2, num_turns=1)
             ahead.finish()
             ahead.turn()
             ahead.step()
-    assert results == [] and caplog.text.count("CUDA out of memory") == 1
+    assert caplog.text.count("CUDA out of memory") == 1
     with pytest.raises(RuntimeError, match="out of memory"):
         result_of(failing())
 
@@ -82,7 +84,7 @@ def test_steps_run_as_a_detector_does_whoever_waits() -> None:
 
     ahead = Ahead()
     with torch.inference_mode():
-        ahead.begin(noting(), lambda _: None, num_steps=1, num_turns=1)
+        ahead.begin(noting(), num_steps=1, num_turns=1)
         ahead.finish()
         assert torch.is_inference_mode_enabled()
     assert modes == [(False, False)]
@@ -133,3 +135,19 @@ def test_the_next_batch_is_begun_before_this_one_is_looked_at() -> None:
         ("detect", [2, 3]),
         ("detect", [4]),
     ]
+
+
+def test_no_more_frames_at_once_than_there_was_memory_for() -> None:
+    reference = Reference(tinyconf.litetext_config(), 4)
+    detector, some = reference.detector(batch_frames=4), frames(3, 4)
+    encoded: list[int] = []
+    embeddings = detector._network.backbone.embeddings
+    embeddings.register_forward_pre_hook(lambda _module, given: encoded.append(len(given[0])))
+    detector._max_pairs = 2
+    detector.detect(frames(5, 4, stream_id="before"), reference.prompts(["person"]))
+    assert encoded == [2, 2]
+    detector.prefetch(some)
+    detector.catch_up()
+    assert encoded == [2, 2, 2, 2]
+    detector.detect(some, reference.prompts(["person"]))
+    assert encoded == [2, 2, 2, 2]

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import DetectorConfig, ModelConfig
+from configs.schema import DetectorConfig, DeviceConfig, ModelConfig
 from pipeline.checkpoints import open_checkpoint
 from pipeline.detectors.sam3_litetext import Sam3LiteTextDetector
 from pipeline.device_memory import is_out_of_memory, with_smaller_batches
 from pipeline.errors import DeviceError
 from pipeline.types import Frame, Prompts
+from workers.devices import prepare_device
 
 CPU_MESSAGE = (
     "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
@@ -25,6 +26,17 @@ def test_what_is_lack_of_memory() -> None:
     assert is_out_of_memory(RuntimeError(CPU_MESSAGE))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_a_card_that_is_asked_for_is_the_one_that_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams and events are the current card's."""
+    chosen: list[torch.device] = []
+    for name, value in (("is_available", lambda: True), ("device_count", lambda: 2), ("set_device", chosen.append)):
+        monkeypatch.setattr(torch.cuda, name, value)
+    assert prepare_device(DeviceConfig(name="cuda:1")) == (torch.device("cuda:1"), torch.bfloat16)
+    prepare_device(DeviceConfig(name="cuda"))
+    prepare_device(DeviceConfig(name="cpu", threads=1))
+    assert chosen == [torch.device("cuda:1")]
 
 
 def test_the_batch_is_halved_until_it_fits() -> None:

@@ -13,7 +13,7 @@ from configs.load import load_config, to_yaml
 from pipeline.errors import RunError, RunExistsError, UsageError
 from pipeline.masks import encode
 from pipeline.results import FrameResult
-from pipeline.store import ROW_SCHEMA, Manifest, RunWriter, VideoEntry, open_run
+from pipeline.store import ROW_SCHEMA, Manifest, RunWriter, VideoEntry, open_run, read_manifest
 
 
 def manifest(prompts: tuple[str, ...] = ("cat",)) -> Manifest:
@@ -148,6 +148,18 @@ def test_an_interrupted_video_is_not_finished_but_a_damaged_one_is(tmp_path: Pat
     run.end_video(VideoEntry("b", "b", "partial", error="9 frames promised, 5 decoded"))
     run.end_video(VideoEntry("c", "c", "failed", error="no video"))
     assert [run.finished(v) for v in "abc"] == [False, True, False]
+
+
+def test_a_video_that_is_done_again_is_listed_once(tmp_path: Path) -> None:
+    run = RunWriter.create(tmp_path / "run", manifest("cat"), "")
+    for name in "abc":
+        run.list_video(VideoEntry(name, name, "failed"))
+    run.list_video(VideoEntry("b", "b", "done", num_tracked=7))
+    assert [(v.video_id, v.status) for v in run.manifest.videos] == [("a", "failed"), ("b", "done"), ("c", "failed")]
+    assert run.finished("b") and not run.finished("c") and run.entry("b").num_tracked == 7
+    run.save()
+    counts = read_manifest(tmp_path / "run").counts
+    assert counts == {"videos": 3, "done": 1, "partial": 0, "failed": 2, "frames": 7, "masklets": 0}
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

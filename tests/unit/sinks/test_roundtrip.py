@@ -12,7 +12,7 @@ from pipeline.results import FrameResult
 from pipeline.sinks import FORMATS, ExportReport, ImportReport, export_run, import_file
 from pipeline.sinks.polygons import MAX_LOSS
 from pipeline.sinks.segmentation import box_rle
-from pipeline.store import Run, open_run
+from pipeline.store import Run, RunWriter, open_run
 from tests.runs import SEEDED_RUNS, make_run
 
 CASES = pytest.mark.parametrize(("kind", "seed"), SEEDED_RUNS)
@@ -55,6 +55,24 @@ def test_lossless_formats_give_every_column_back(tmp_path: Path, kind: str, seed
     assert back.table().equals(run.table())
     assert back.manifest.prompts == run.manifest.prompts
     assert [n for n in exported.notes if "failed" not in n] == [] and imported.notes == ()
+
+
+def test_importing_many_videos_does_not_write_the_manifest_after_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves: list[int] = []
+    save = RunWriter.save
+
+    def counted(self: RunWriter) -> None:
+        saves.append(len(self.manifest.videos))
+        save(self)
+
+    monkeypatch.setattr(RunWriter, "save", counted)
+    monkeypatch.setattr("pipeline.store._PAUSE", float("inf"))
+    kind, seed = next(case for case in SEEDED_RUNS if len(make_run(tmp_path / f"{case}", *case).videos) > 2)
+    saves.clear()
+    _, back, _, _ = through(tmp_path, kind, seed, "coco")
+    assert saves[-2:] == [0, len(back.videos)], "at the start and at the end"
 
 
 @CASES
