@@ -21,7 +21,7 @@ from transformers.models.sam3_lite_text.configuration_sam3_lite_text import Sam3
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextTextModel
 
 from pipeline.checkpoint_files import DETECTOR, Weights
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, empty_phrase
 from pipeline.text_folding import fold
 from pipeline.types import BoolArray, Prompts
 
@@ -121,7 +121,7 @@ def encode_phrases(
         raise UsageError("nothing to look for", "", "give at least one phrase")
     for text in texts:
         if not text.strip():
-            raise UsageError("a phrase is empty", repr(text), "say what to look for, for example --text person")
+            raise empty_phrase(text)
     length = _context(half, convention)
     ids, mask = _tokenize(tokenizer, texts, length, pad_with_zero=convention == "original")
     if convention == "original":
@@ -158,20 +158,28 @@ def _tokenize(tokenizer: Any, texts: Sequence[str], length: int, *, pad_with_zer
     for text, kept in zip(texts, tokens.attention_mask.sum(1).tolist(), strict=True):
         if kept <= special:
             raise UsageError("a phrase has no words", repr(text), "say what to look for")
-        _warn_if_cut(tokenizer, text, length, special)
+        _warn_of_loss(tokenizer, text, length, special)
     if not pad_with_zero:
         return tokens.input_ids, tokens.attention_mask
     ids = tokens.input_ids * tokens.attention_mask
     return ids, (ids != 0).long()  # the authors' mask: a token that is 0 counts as padding too
 
 
-def _warn_if_cut(tokenizer: Any, text: str, length: int, special: int) -> None:
-    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    kept = length - special
+def _warn_of_loss(tokenizer: Any, text: str, length: int, special: int) -> None:
+    """What of a phrase does not reach the encoder: its end, or words that a tokenizer of whole words does not have."""
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spans, kept = found["offset_mapping"], length - special
     if len(spans) > kept:
         LOGGER.warning(
             "phrase %r is longer than %d tokens: %r is cut off", text, length, text[spans[kept - 1][1] :].strip()
         )
+    if tokenizer.unk_token_id in (None, tokenizer.eos_token_id):  # SAM3's spells everything, as CLIP's
+        return
+    pairs = zip(found["input_ids"], spans, strict=True)
+    unknown = [text[start:end] for token, (start, end) in pairs if token == tokenizer.unk_token_id]
+    if unknown:
+        words = ", ".join(map(repr, unknown))
+        LOGGER.warning("phrase %r: this model does not know %s; --model s0 does", text, words)
 
 
 def _bool(mask: Tensor) -> BoolArray:

@@ -108,6 +108,7 @@ def track(
     effective = load_config(config, set_ or (), values)
     if out is None:
         raise UsageError("no run folder given", "", "add -o RUN")
+    overlays: list[Path] = []
     with open_folder(out, resume=resume, overwrite=overwrite) as (folder, twin):
         with LiveProgress(output) as progress:
             manifest = api.track_to_run(
@@ -122,10 +123,14 @@ def track(
             )
         if effective.output.overlay:
             for file in api.write_overlays(folder):
+                overlays.append(file.relative_to(folder))
                 if twin is not None:
                     twin.put(file)
         shown = redact(out)
         output.result(report.as_dict(folder, manifest, shown), report.table(folder, manifest, shown))
+        if overlays:
+            more = f" and {len(overlays) - 1} more" if overlays[1:] else ""
+            output.stderr.print(f"overlay: {shown.rstrip('/')}/{overlays[0]}{more}", highlight=False)
     return 1 if any(v.status == "failed" or v.missing for v in manifest.videos) else 0
 
 
@@ -433,6 +438,8 @@ def main() -> None:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (typer.TyperException, typer.Abort) as error:
         shown = error.format_message() if hasattr(error, "format_message") else "aborted"
-        sys.stderr.write(f"error: {' '.join(shown.split()).rstrip('.')}: see masklet --help\n")
+        context = getattr(error, "ctx", None)
+        asked = f"masklet {context.info_name}" if context is not None and context.parent is not None else "masklet"
+        sys.stderr.write(f"error: {' '.join(shown.split()).rstrip('.')}: see {asked} --help\n")
         code = 2
     sys.exit(code)

@@ -227,6 +227,8 @@ class LiveProgress:
 
     def __enter__(self) -> LiveProgress:
         self._bars.start()
+        if not self._quiet:
+            LOGGER.info("loading the model")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -90,3 +90,8 @@ class RunInterruptedError(MaskletError):
     """The user or the system interrupted the job; what is finished stays valid."""
 
     exit_code = 130
+
+
+def empty_phrase(text: str) -> UsageError:
+    """What to say of a phrase of nothing but spaces."""
+    return UsageError("a phrase is empty", repr(text), "say what to look for, for example --text person")

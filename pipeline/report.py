@@ -116,7 +116,7 @@ def _weak_links(manifest: Manifest, limit: int = 10) -> list[Text]:
     lines = [
         Text(
             f"check: {video_id}: masklet {link['masklet_id']} at frame {link['frame']} was joined across a cut with "
-            f"confidence {confidence:.2f} ({link['kind']})",
+            f"confidence {confidence:.2f} ({link['kind']}; another one it could be: {link['rival']:.2f})",
             style="yellow",
         )
         for confidence, video_id, link in weak[:limit]

@@ -396,7 +396,9 @@ def check_reusable(folder: Path, *, resume: bool, overwrite: bool) -> bool:
 def _is_barren(folder: Path) -> bool:
     """Whether a run stopped before it had anything to show, by a wrong option for example: nothing would be lost."""
     units, masklets = folder / ".units", folder / "masklets"
-    return not any(p.is_dir() and any(p.iterdir()) for p in (units, masklets)) and not read_manifest(folder).videos
+    if any(p.is_dir() and any(p.iterdir()) for p in (units, masklets)):
+        return False
+    return all(video.status == "failed" for video in read_manifest(folder).videos)
 
 
 def _only_ours(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from configs.schema import Config
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, empty_phrase
 from pipeline.types import Prompts
 
 
@@ -20,6 +20,9 @@ def encode_prompts(config: Config, *, has_boxes: bool = False) -> Prompts:
         return _scripted_prompts(config, phrases)
     if not phrases:
         raise UsageError("nothing to look for", "", 'add --text "red car" (repeatable), or --box')
+    for text in (*phrases, *config.not_prompts):  # now, not after the model's libraries are loaded
+        if not text.strip():
+            raise empty_phrase(text)
     from pipeline.checkpoints import open_checkpoint
 
     return open_checkpoint(config.model).encode(phrases, list(config.not_prompts), config.text.convention)

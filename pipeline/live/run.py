@@ -68,14 +68,20 @@ def run_stream(
     stop = stop or threading.Event()
     with ExitStack() as stack:
         interrupted = stack.enter_context(_signals(stop))
+        LOGGER.info("loading the model")
         service = open_service(config, options, models)
+        LOGGER.info("following %s; Ctrl-C ends it", ", ".join(s["id"] for s in service.statuses()) or "no camera yet")
         try:
             if options.serve is not None:
                 assert service.board is not None  # made with it
                 stack.enter_context(serve(service, service.board, options.serve, _token(options)))
             service.run(stop, until_ended=options.serve is None)
         finally:
+            last = service.statuses()
             service.close(interrupted=stop.is_set())
+    for one in last:
+        numbers = [one[name] for name in ("tracked", "dropped", "masklets")]
+        LOGGER.info("%s: %d frames tracked, %d dropped, %d masklets", one["id"], *numbers)
     if interrupted.is_set():
         where = str(options.out) if options.out else ""
         raise RunInterruptedError("interrupted", where, "run the same line with --resume" if where else "")

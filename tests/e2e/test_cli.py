@@ -145,12 +145,24 @@ def test_usage_errors_name_the_way_out(masklet, clip: Path, tmp_path: Path) -> N
         ([clip, "--text", "cat", "-o", run, "--box", "0:1,2"], "FRAME:"),
         ([clip, "--text", "cat", "-o", run, "--workers", "4"], "--ray"),
         ([tmp_path, "--text", "cat", "-o", run], "no video"),
+        ([clip, "--frobnicate"], "see masklet track --help"),
     ]
     for args, says in cases:
         done = masklet("track", *args)
         assert done.code == 2, (args, done.err)
         assert says in one_error(done), (args, done.err)
         assert not (run / "masklets").exists() or not list((run / "masklets").iterdir()), args
+
+
+def test_words_that_the_tiny_model_does_not_know_are_named(masklet, clip: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """And a run in which nothing could be read is not in the way of the next try."""
+    asked = ["track", clip, "--text", "red circle", "--text", "red Dog", "-o", tmp_path / "run"]
+    assert masklet(*asked, "--start", "900s").code == 2
+    done = masklet(*asked, "--stop", 4, "--overlay")
+    assert done.code == 0, done.err
+    assert "phrase 'red Dog': this model does not know 'Dog'" in done.err
+    assert "'red circle': this model" not in done.err
+    assert f"overlay: {tmp_path / 'run' / 'overlay.mp4'}" in done.err.replace("\n", "")
 
 
 def test_an_existing_run_is_refused(masklet, clip: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

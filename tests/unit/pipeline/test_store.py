@@ -192,3 +192,14 @@ def test_a_run_that_never_got_anywhere_is_not_in_the_way(tmp_path: Path) -> None
     RunWriter.create(tmp_path / "run", manifest(), "")
     RunWriter.create(tmp_path / "run", manifest(("dog",)), "")
     assert open_run(tmp_path / "run").manifest.prompts == ["dog"]
+
+
+def test_a_run_in_which_everything_failed_is_not_in_the_way(tmp_path: Path) -> None:
+    """A wrong --start, say: the corrected line is the same but for it."""
+    run = RunWriter.create(tmp_path / "run", manifest(), "")
+    run.end_video(VideoEntry("v", "v.mp4", "failed", error="it ends before --start"))
+    run = RunWriter.create(tmp_path / "run", manifest(), "")
+    run.end_video(VideoEntry("v", "v.mp4", "failed"))
+    run.end_video(VideoEntry("w", "w.mp4", "done"))
+    with pytest.raises(RunExistsError):
+        RunWriter.create(tmp_path / "run", manifest(), "")
