@@ -20,7 +20,7 @@ from pipeline.types import RLE, UInt8Array
 STYLES = ("mask", "box", "id", "trace")
 """What can be drawn: filled masks with contours, boxes, id and phrase, the path of the last seconds."""
 
-FILL_SHARE = 0.4
+FILL_SHARE = 0.25
 """How much of the colour a filled mask mixes into the picture."""
 TRACE_S = 2.0
 """How far back a trace reaches."""
